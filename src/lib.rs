@@ -1,0 +1,1 @@
+//! A durable local spool for Segment events.
