@@ -1,1 +1,3 @@
 //! A durable local spool for Segment events.
+
+pub mod event;

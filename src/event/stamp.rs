@@ -1,0 +1,144 @@
+//! Completes an event and writes the bytes that are stored, and sent as they are.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::decode::Envelope;
+use super::json::{Json, Member};
+use super::kind::Kind;
+use super::limits::EVENT_BYTES_MAX;
+use super::message::{Field, Message, write_object};
+use super::rejection::Rejection;
+use super::validate::CheckedEvent;
+
+/// What an event is given where its sender gave nothing. One serves all events of a request.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// JSON text, quotes included.
+    now: String,
+    new_id: fn() -> Uuid,
+}
+
+impl Stamp {
+    /// For requests received at `now`. Times are written as RFC 3339 in UTC with milliseconds, new ids are random.
+    pub fn at(now: Timestamp) -> Stamp {
+        Stamp {
+            now: format!("\"{now:.3}\""),
+            new_id: Uuid::new_v4,
+        }
+    }
+
+    /// Takes new ids from elsewhere. They must never repeat: Segment drops an event whose id it has seen.
+    #[must_use]
+    pub fn with_new_id(self, new_id: fn() -> Uuid) -> Stamp {
+        Stamp { new_id, ..self }
+    }
+}
+
+/// A finished event: where in the buffer it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What kind of event it is.
+    pub kind: Kind,
+    /// Its bytes in the buffer it was stamped into: one JSON object, at most [`EVENT_BYTES_MAX`] long.
+    pub bytes: Range<usize>,
+}
+
+/// Completes an event and appends it to `out` as one JSON object.
+///
+/// - `type` is the path's, where the message has none.
+/// - `messageId` is new, where the message has none or an empty one: Segment would take all events with an empty id for
+///   one.
+/// - `timestamp` is `originalTimestamp`, which is all that some SDKs send, else the stamp's time.
+/// - `context` and `integrations` are joined with the envelope's, key by key; the message's key wins.
+///
+/// `out` may grow by up to [`EVENT_BYTES_MAX`] an event, most of it copied from one envelope: who stamps many events
+/// bounds `out`.
+///
+/// # Errors
+/// [`Code::EventTooLarge`](super::Code::EventTooLarge); `out` is then as it was.
+pub fn stamp(
+    event: CheckedEvent<'_>,
+    envelope: &Envelope<'_>,
+    stamp: &Stamp,
+    out: &mut Vec<u8>,
+) -> Result<Event, Rejection> {
+    let new_id;
+    let context;
+    let integrations;
+    let CheckedEvent { kind, mut message } = event;
+
+    if message.get(Field::Type).is_none() {
+        message.set(Field::Type, Json::ours(kind.json()));
+    }
+    let sent_id = message.get(Field::MessageId);
+    if sent_id.is_none_or(Json::is_empty_string) {
+        new_id = format!("\"{}\"", (stamp.new_id)());
+        message.set(Field::MessageId, Json::ours(&new_id));
+    }
+    if message.get(Field::Timestamp).is_none() {
+        let original = message.get(Field::OriginalTimestamp);
+        let original = original.filter(|time| time.is_string() && !time.is_empty_string());
+        message.set(Field::Timestamp, original.unwrap_or(Json::ours(&stamp.now)));
+    }
+    if let Some(joined) = join(&message, Field::Context, envelope.context)? {
+        context = joined;
+        message.set(Field::Context, Json::ours(&context));
+    }
+    if let Some(joined) = join(&message, Field::Integrations, envelope.integrations)? {
+        integrations = joined;
+        message.set(Field::Integrations, Json::ours(&integrations));
+    }
+
+    let start = out.len();
+    message.write(out);
+    let bytes = out.len() - start;
+    if bytes > EVENT_BYTES_MAX {
+        out.truncate(start);
+        return Err(Rejection::too_large(bytes));
+    }
+    Ok(Event {
+        kind,
+        bytes: start..out.len(),
+    })
+}
+
+/// What `field` is to hold, if the envelope's object changes it.
+fn join<'a>(
+    message: &Message<'a>,
+    field: Field,
+    envelope: Option<Json<'a>>,
+) -> Result<Option<Cow<'a, str>>, Rejection> {
+    let Some(theirs) = envelope else {
+        return Ok(None);
+    };
+    // Copied into every event of a request, a huge one would make the request grow a thousandfold.
+    if theirs.as_str().len() > EVENT_BYTES_MAX {
+        return Err(Rejection::too_large(theirs.as_str().len()));
+    }
+    let Some(own) = message.get(field) else {
+        return Ok(Some(Cow::Borrowed(theirs.as_str())));
+    };
+    // One that is too long as it is needs no work: the event will be rejected for its size.
+    if !own.is_object() || own.as_str().len() > EVENT_BYTES_MAX {
+        return Ok(None);
+    }
+
+    // A key that no Unicode string can hold is compared as it is spelled.
+    let name = |member: &Member<'a>| member.key.text().ok_or(member.key);
+    let own_names: HashSet<_> = own.members().map(|member| name(&member)).collect();
+    let mut added = theirs
+        .members()
+        .filter(|member| !own_names.contains(&name(member)))
+        .peekable();
+    if added.peek().is_none() {
+        return Ok(None);
+    }
+    let mut joined = String::new();
+    write_object(own.members().chain(added), |text| joined.push_str(text));
+    Ok(Some(Cow::Owned(joined)))
+}
