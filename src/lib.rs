@@ -1,3 +1,4 @@
 //! A durable local spool for Segment events.
 
 pub mod event;
+pub mod stand_in;
