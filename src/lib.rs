@@ -1,4 +1,5 @@
 //! A durable local spool for Segment events.
 
 pub mod event;
+pub mod queue;
 pub mod stand_in;

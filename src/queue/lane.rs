@@ -1,0 +1,503 @@
+//! A lane: the FIFO for one destination. What waits in it, how far it has been read, how far it is settled.
+//!
+//! The writer publishes what has become durable, one delivery loop reads and settles; both hold the lane's lock for a few
+//! lines only. Depth is counted here, never asked of the disk. A lane knows nothing of calls, answers or retries.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
+use uuid::Uuid;
+
+use super::Position;
+use super::cursors::Cursor;
+use super::record::Unpacked;
+use super::unsettled::{Settled, Unsettled};
+use super::volume::VolumeNumber;
+
+/// Every lane costs memory and a line in the cursors for as long as the process lives; a client that invents write keys must
+/// not exhaust either.
+pub(super) const LANES_MAX: usize = 65_536;
+
+/// What a lane is for: a kind of destination and the key of one destination of that kind (a write key, a URL). The key is a
+/// secret: `Debug` and `Display` show its last four characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LaneName {
+    /// The kind of destination, such as `segment`.
+    pub destination: String,
+    key: String,
+}
+
+impl LaneName {
+    /// The lane of the destination `key` of the kind `destination`.
+    pub fn new(destination: impl Into<String>, key: impl Into<String>) -> LaneName {
+        LaneName {
+            destination: destination.into(),
+            key: key.into(),
+        }
+    }
+
+    /// The key itself, for the call to the destination and nothing else.
+    #[must_use]
+    pub fn expose_key(&self) -> &str {
+        &self.key
+    }
+
+    /// The key as it may be shown: its last four characters; nothing of a key so short that four would give it away.
+    #[must_use]
+    pub fn masked_key(&self) -> String {
+        let shown = match self.key.char_indices().rev().nth(3) {
+            Some((at, _)) if at >= 4 => &self.key[at..],
+            _ => "",
+        };
+        format!("…{shown}")
+    }
+
+    /// The lane's identity in URLs, logs and volumes.
+    #[must_use]
+    pub fn id(&self) -> LaneId {
+        let name = format!("{}\0{}", self.destination, self.key);
+        let digest = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes());
+        LaneId(digest.as_u64_pair().0)
+    }
+}
+
+impl fmt::Display for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.destination, self.masked_key())
+    }
+}
+
+impl fmt::Debug for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LaneName({self})")
+    }
+}
+
+/// A lane's identity: a digest of its name, the same in every process. Shown as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub(super) u64);
+
+impl fmt::Display for LaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// How much waits: events accepted and not settled, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// How many events.
+    pub events: u64,
+    /// Their bytes as JSON, before compression.
+    pub bytes: u64,
+}
+
+/// The records of one lane in one volume, taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Extent {
+    pub(super) first: Position,
+    pub(super) last: Position,
+    pub(super) records: u64,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// When its first record was accepted, in Unix ms.
+    pub(super) accepted_at_ms: i64,
+}
+
+impl Extent {
+    /// Takes a later part of the same lane in.
+    pub(super) fn extend(&mut self, later: &Extent) {
+        self.last = later.last;
+        self.records += later.records;
+        self.events += later.events;
+        self.bytes += later.bytes;
+    }
+}
+
+/// A record as a delivery loop gets it: only the events that were not settled before.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its place in the order of acceptance.
+    pub position: Position,
+    /// When it was accepted, in Unix ms.
+    pub accepted_at_ms: i64,
+    /// The ordinal of its first event; the others follow one by one. Settling names events by their ordinals.
+    pub first: u64,
+    /// How many events of the stored record lie before the first one here.
+    pub skipped: u32,
+    /// The events, one after another.
+    pub bytes: Bytes,
+    /// Where each event ends in `bytes`.
+    pub ends: Vec<u32>,
+}
+
+impl Record {
+    /// How many events it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The bytes of the event at `index`, which is below [`Record::len`].
+    #[must_use]
+    pub fn event(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start as usize..self.ends[index] as usize]
+    }
+}
+
+/// A lane. Everything in it belongs to the queue; others hold it as a ticket for [`Queue::append`](super::Queue::append).
+pub struct Lane {
+    id: LaneId,
+    name: LaneName,
+    state: Mutex<State>,
+    pub(super) published: Notify,
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+struct State {
+    /// What the volumes hold of this lane, from the one being read on.
+    extents: VecDeque<Unread>,
+    /// The position from which the next record is read, and how many of its events are settled if it is the very one.
+    read_to: Position,
+    skip: u32,
+    unsettled: Unsettled<VolumeNumber>,
+    depth: Depth,
+    recovered_events: u64,
+    lost_events: u64,
+}
+
+/// An extent of which `events` and `bytes` have not been read yet.
+struct Unread {
+    volume: VolumeNumber,
+    last: Position,
+    events: u64,
+    bytes: u64,
+    accepted_at_ms: i64,
+}
+
+/// Where the next unread record lies.
+pub(super) struct Span {
+    pub(super) volume: VolumeNumber,
+    pub(super) from: Position,
+    pub(super) last: Position,
+}
+
+impl Lane {
+    pub(super) fn new(name: LaneName, cursor: Cursor, volume: Option<VolumeNumber>) -> Lane {
+        Lane {
+            id: name.id(),
+            name,
+            state: Mutex::new(State {
+                extents: VecDeque::new(),
+                read_to: cursor.position,
+                skip: cursor.events,
+                unsettled: Unsettled::new(cursor, volume),
+                depth: Depth::default(),
+                recovered_events: 0,
+                lost_events: 0,
+            }),
+            published: Notify::new(),
+        }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> LaneId {
+        self.id
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn name(&self) -> &LaneName {
+        &self.name
+    }
+
+    /// How much waits in it, in flight or not.
+    #[must_use]
+    pub fn depth(&self) -> Depth {
+        self.state().depth
+    }
+
+    /// How many events it held when the process started.
+    #[must_use]
+    pub fn recovered_events(&self) -> u64 {
+        self.state().recovered_events
+    }
+
+    /// How many accepted events could not be read back from the disk.
+    #[must_use]
+    pub fn lost_events(&self) -> u64 {
+        self.state().lost_events
+    }
+
+    /// When its oldest event was accepted, in Unix ms; none when it is empty.
+    #[must_use]
+    pub fn oldest_ms(&self) -> Option<i64> {
+        let state = self.state();
+        let unread = || {
+            state
+                .extents
+                .iter()
+                .find(|e| e.events > 0)
+                .map(|e| e.accepted_at_ms)
+        };
+        state.unsettled.oldest_ms().or_else(unread)
+    }
+
+    pub(super) fn cursor(&self) -> Cursor {
+        self.state().unsettled.cursor()
+    }
+
+    /// Adds what a volume of an earlier process holds: `events` and `bytes` of `extent` are not settled.
+    pub(super) fn recover(&self, volume: VolumeNumber, extent: &Extent, events: u64, bytes: u64) {
+        let mut state = self.state();
+        state.recovered_events += events;
+        state.add(
+            volume,
+            &Extent {
+                events,
+                bytes,
+                ..*extent
+            },
+        );
+    }
+
+    /// Adds what has just become durable.
+    pub(super) fn publish(&self, volume: VolumeNumber, extent: &Extent) {
+        self.state().add(volume, extent);
+        self.published.notify_one();
+    }
+
+    /// What has not been read yet.
+    pub(super) fn unread(&self) -> Depth {
+        let state = self.state();
+        let add = |depth: Depth, e: &Unread| Depth {
+            events: depth.events + e.events,
+            bytes: depth.bytes + e.bytes,
+        };
+        state.extents.iter().fold(Depth::default(), add)
+    }
+
+    /// Where to read next.
+    pub(super) fn next_span(&self) -> Option<Span> {
+        let mut state = self.state();
+        while let Some(extent) = state.extents.front() {
+            if extent.events > 0 && extent.last >= state.read_to {
+                return Some(Span {
+                    volume: extent.volume,
+                    from: state.read_to,
+                    last: extent.last,
+                });
+            }
+            if state.extents.len() == 1 {
+                return None;
+            }
+            state.extents.pop_front();
+        }
+        None
+    }
+
+    /// Notes that the record at `position` was read and returns the events of it that are not settled.
+    pub(super) fn note_read(
+        &self,
+        volume: VolumeNumber,
+        position: Position,
+        unpacked: Unpacked,
+    ) -> Record {
+        let mut state = self.state();
+        let Unpacked {
+            accepted_at_ms,
+            mut bytes,
+            mut ends,
+        } = unpacked;
+        let mut skipped = 0;
+        if position == state.read_to && state.skip > 0 {
+            skipped = state.skip.min(ends.len() as u32);
+            let before = ends[skipped as usize - 1];
+            bytes = bytes.slice(before as usize..);
+            ends.drain(..skipped as usize);
+            ends.iter_mut().for_each(|end| *end -= before);
+        }
+        state.skip = 0;
+        state.read_to = position + 1;
+        if let Some(extent) = state.extents.front_mut() {
+            extent.events = extent.events.saturating_sub(ends.len() as u64);
+            extent.bytes = extent.bytes.saturating_sub(bytes.len() as u64);
+        }
+        let first = state
+            .unsettled
+            .read(position, volume, accepted_at_ms, skipped, &ends);
+        Record {
+            position,
+            accepted_at_ms,
+            first,
+            skipped,
+            bytes,
+            ends,
+        }
+    }
+
+    /// Settles events by their ordinals; returns how many of each volume were settled just now.
+    pub(super) fn settle(&self, ordinals: Range<u64>) -> Vec<Settled<VolumeNumber>> {
+        let mut state = self.state();
+        let settled = state.unsettled.settle(ordinals);
+        for part in &settled {
+            state.depth.events = state.depth.events.saturating_sub(part.events);
+            state.depth.bytes = state.depth.bytes.saturating_sub(part.bytes);
+        }
+        settled
+    }
+
+    /// Gives up what is unread of a volume up to the position `through`: it is not there, or cannot be read. Returns how many
+    /// events that is. Where more was published behind `through` meanwhile, the missing ones are counted when that is read.
+    pub(super) fn give_up(&self, volume: VolumeNumber, through: Position) -> u64 {
+        let mut state = self.state();
+        let State {
+            extents,
+            read_to,
+            skip,
+            depth,
+            lost_events,
+            ..
+        } = &mut *state;
+        let Some(extent) = extents.iter_mut().find(|e| e.volume == volume) else {
+            return 0;
+        };
+        *read_to = (*read_to).max(through.min(extent.last) + 1);
+        *skip = 0;
+        if extent.last > through {
+            return 0;
+        }
+        let (events, bytes) = (
+            std::mem::take(&mut extent.events),
+            std::mem::take(&mut extent.bytes),
+        );
+        depth.events = depth.events.saturating_sub(events);
+        depth.bytes = depth.bytes.saturating_sub(bytes);
+        *lost_events += events;
+        events
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, volume: VolumeNumber, extent: &Extent) {
+        self.depth.events += extent.events;
+        self.depth.bytes += extent.bytes;
+        match self.extents.back_mut() {
+            Some(last) if last.volume == volume => {
+                if last.events == 0 {
+                    last.accepted_at_ms = extent.accepted_at_ms;
+                }
+                last.last = extent.last;
+                last.events += extent.events;
+                last.bytes += extent.bytes;
+            }
+            _ => self.extents.push_back(Unread {
+                volume,
+                last: extent.last,
+                events: extent.events,
+                bytes: extent.bytes,
+                accepted_at_ms: extent.accepted_at_ms,
+            }),
+        }
+    }
+}
+
+/// All lanes, by their identity. New ones are announced to whoever delivers.
+pub(super) struct Lanes {
+    by_id: Mutex<HashMap<LaneId, Arc<Lane>>>,
+    announce: mpsc::UnboundedSender<Arc<Lane>>,
+}
+
+impl Lanes {
+    pub(super) fn new(announce: mpsc::UnboundedSender<Arc<Lane>>) -> Lanes {
+        Lanes {
+            by_id: Mutex::default(),
+            announce,
+        }
+    }
+
+    /// The lane of that name, made if it is new; `None` where [`LANES_MAX`] lanes exist already.
+    pub(super) fn lane(&self, name: &LaneName) -> Option<Arc<Lane>> {
+        self.lane_or(name, || Lane::new(name.clone(), Cursor::default(), None))
+    }
+
+    pub(super) fn lane_or(&self, name: &LaneName, new: impl FnOnce() -> Lane) -> Option<Arc<Lane>> {
+        let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = by_id.get(&name.id()) {
+            return Some(Arc::clone(lane));
+        }
+        if by_id.len() >= LANES_MAX {
+            return None;
+        }
+        let lane = Arc::new(new());
+        by_id.insert(lane.id, Arc::clone(&lane));
+        // Without a receiver nobody delivers: a spool that is only written to.
+        let _ = self.announce.send(Arc::clone(&lane));
+        Some(lane)
+    }
+
+    /// All of them, in no order.
+    pub(super) fn all(&self) -> Vec<Arc<Lane>> {
+        let by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        by_id.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
+        for (key, shown) in [
+            ("0123456789ab12", "…ab12"),
+            ("1234567", "…"),
+            ("", "…"),
+            ("ééééäöüß", "…äöüß"),
+        ] {
+            let name = LaneName::new("segment", key);
+            assert_eq!(name.masked_key(), shown);
+            assert_eq!(
+                format!("{name} {name:?}"),
+                format!("segment {shown} LaneName(segment {shown})")
+            );
+        }
+    }
+
+    #[test]
+    fn a_lane_has_the_same_id_in_every_process() {
+        assert_eq!(
+            LaneName::new("segment", "key").id().to_string(),
+            LaneName::new("segment", "key").id().to_string()
+        );
+        assert_ne!(
+            LaneName::new("segment", "key").id(),
+            LaneName::new("webhook", "key").id()
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! Where things lie under the data directory, who may use it, and in which format it is.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::files;
+use super::store::StoreError;
+
+/// The version of everything under the data directory. A spool of another version is left alone.
+const FORMAT: &str = "1\n";
+
+/// An opened data directory. It is locked until this is dropped.
+#[derive(Debug)]
+pub(super) struct Layout {
+    data_dir: PathBuf,
+    _lock: File,
+}
+
+/// Why a spool was not opened. Completes "failed to open the spool: …".
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process has it.
+    InUse {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What the other process wrote into the lock: its id.
+        by: String,
+    },
+    /// Another version of segspool made it.
+    Format {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Its format, as the file says.
+        found: String,
+    },
+    /// The disk, or its permissions.
+    Io(io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::InUse { data_dir, by } => {
+                write!(
+                    f,
+                    "{} is in use by another segspool, process {by}",
+                    data_dir.display()
+                )
+            }
+            OpenError::Format { data_dir, found } => {
+                write!(
+                    f,
+                    "{} has format {found:?}, and this version knows format {FORMAT:?} only",
+                    data_dir.display()
+                )
+            }
+            OpenError::Io(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<io::Error> for OpenError {
+    fn from(e: io::Error) -> OpenError {
+        OpenError::Io(e)
+    }
+}
+
+impl From<StoreError> for OpenError {
+    fn from(e: StoreError) -> OpenError {
+        match e {
+            StoreError::Io(e) => OpenError::Io(e),
+            StoreError::Corrupt(why) => {
+                OpenError::Io(io::Error::new(io::ErrorKind::InvalidData, why))
+            }
+        }
+    }
+}
+
+impl Layout {
+    /// Makes the directory if need be, locks it and checks its format.
+    pub(super) fn open(data_dir: &Path) -> Result<Layout, OpenError> {
+        files::create_dir(data_dir)?;
+        let lock = lock(data_dir)?;
+        let path = data_dir.join("format");
+        match fs::read_to_string(&path) {
+            Ok(found) if found == FORMAT => {}
+            Ok(found) => {
+                return Err(OpenError::Format {
+                    data_dir: data_dir.to_owned(),
+                    found,
+                });
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let unfinished = files::unfinished(&path);
+                fs::write(&unfinished, FORMAT)?;
+                files::sync(&unfinished)?;
+                fs::rename(&unfinished, &path)?;
+                files::sync_parent(&path)?;
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(Layout {
+            data_dir: data_dir.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn cursors(&self) -> PathBuf {
+        self.data_dir.join("cursors")
+    }
+
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.data_dir.join("volumes")
+    }
+
+    pub(super) fn dead_letters(&self) -> PathBuf {
+        self.data_dir.join("dead-letters")
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.data_dir.join("quarantine")
+    }
+}
+
+fn lock(data_dir: &Path) -> Result<File, OpenError> {
+    let path = data_dir.join("LOCK");
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut by = String::new();
+            let _ = lock.read_to_string(&mut by);
+            return Err(OpenError::InUse {
+                data_dir: data_dir.to_owned(),
+                by: by.trim().to_owned(),
+            });
+        }
+        Err(TryLockError::Error(e)) => return Err(e.into()),
+    }
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())?;
+    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_told_who_has_the_spool() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let _first = Layout::open(dir.path()).expect("opened");
+        let second = Layout::open(dir.path()).expect_err("in use");
+        assert!(
+            second
+                .to_string()
+                .ends_with(&format!("process {}", std::process::id())),
+            "{second}"
+        );
+    }
+
+    #[test]
+    fn a_spool_of_another_format_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        drop(Layout::open(dir.path()).expect("opened"));
+        drop(Layout::open(dir.path()).expect("opened again"));
+        fs::write(dir.path().join("format"), "2\n").expect("written");
+        assert!(matches!(
+            Layout::open(dir.path()),
+            Err(OpenError::Format { .. })
+        ));
+    }
+}

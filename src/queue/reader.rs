@@ -1,0 +1,132 @@
+//! Reading a lane: its records in order of acceptance, and settling them. One reader a lane.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tracing::{error, warn};
+
+use super::Shared;
+use super::lane::{Depth, Lane, Record};
+use super::store::StoreError;
+
+/// Reads one lane. Reading goes ahead of settling; what was read and never settled is read again by the next process.
+#[derive(Debug)]
+pub struct LaneReader {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+}
+
+/// The disk did not let the reader read, for a reason that may pass. Nothing was skipped.
+#[derive(Debug)]
+pub struct ReadError(StoreError);
+
+impl std::fmt::Display for ReadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "failed to read the queue: {}", self.0)
+    }
+}
+
+impl std::error::Error for ReadError {}
+
+impl LaneReader {
+    pub(super) fn new(shared: Arc<Shared>, lane: Arc<Lane>) -> LaneReader {
+        LaneReader { shared, lane }
+    }
+
+    /// The lane it reads.
+    #[must_use]
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// What is there to be read.
+    #[must_use]
+    pub fn unread(&self) -> Depth {
+        self.lane.unread()
+    }
+
+    /// Returns when something more has been published since it last returned.
+    pub async fn published(&self) {
+        self.lane.published.notified().await;
+    }
+
+    /// Reads on: records of at least `bytes_min` bytes of events together, fewer where the lane has no more.
+    ///
+    /// # Errors
+    /// [`ReadError`] where the disk fails for a reason that may pass.
+    pub async fn read(&self, bytes_min: usize) -> Result<Vec<Record>, ReadError> {
+        let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(&self.lane));
+        let reading = tokio::task::spawn_blocking(move || read(&shared, &lane, bytes_min));
+        // It panics only if reading did, and ends only with the runtime.
+        reading.await.expect("reading ends with a result")
+    }
+
+    /// Settles events by their ordinals: they were delivered, or are safe as dead letters. Settling twice counts once.
+    pub fn settle(&self, ordinals: Range<u64>) {
+        for part in self.lane.settle(ordinals) {
+            if let Some(volume) = self.shared.volumes.get(part.volume) {
+                volume.settle(part.events);
+            }
+        }
+        self.shared.keeper.wake();
+        self.shared.settled.notify_waiters();
+    }
+}
+
+fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, ReadError> {
+    let mut records: Vec<Record> = Vec::new();
+    let mut bytes = 0;
+    while bytes < bytes_min
+        && let Some(span) = lane.next_span()
+    {
+        let Some(volume) = shared.volumes.get(span.volume) else {
+            // Another lane's reader found it unreadable.
+            give_up(lane, span.volume, u64::MAX);
+            continue;
+        };
+        let scanned = shared.volumes.open_for_reading(&volume).and_then(|store| {
+            let mut complete = true;
+            volume.read(
+                &store,
+                lane.id(),
+                span.from,
+                span.last,
+                |position, unpacked| {
+                    let record = lane.note_read(span.volume, position, unpacked);
+                    bytes += record.bytes.len();
+                    records.push(record);
+                    complete = bytes < bytes_min || position == span.last;
+                    bytes < bytes_min
+                },
+            )?;
+            Ok(complete)
+        });
+        match scanned {
+            Ok(false) => {}
+            Ok(true) => {
+                let missing = give_up(lane, span.volume, span.last);
+                volume.settle(missing);
+            }
+            Err(StoreError::Io(e)) if records.is_empty() => {
+                return Err(ReadError(StoreError::Io(e)));
+            }
+            Err(StoreError::Io(error)) => {
+                warn!(lane = %lane.id(), %error, "failed to read on");
+                break;
+            }
+            Err(corrupt) => {
+                shared.volumes.move_to_quarantine(&volume, &corrupt);
+                give_up(lane, span.volume, u64::MAX);
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn give_up(lane: &Lane, volume: u64, through: u64) -> u64 {
+    let missing = lane.give_up(volume, through);
+    if missing > 0 {
+        error!(lane = %lane.id(), volume, events = missing, "events were lost with what cannot be read");
+    }
+    missing
+}

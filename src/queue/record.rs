@@ -1,0 +1,294 @@
+//! A record: a run of events of one lane as stored: compressed, checksummed, one position.
+//!
+//! ```text
+//! version u8 = 1 | codec u8 (0 plain, 1 zstd) | events u32 | raw bytes u32 | accepted at, Unix ms i64 | crc32c u32 | payload
+//! payload, unpacked: the length of each event, u32, then the events one after another
+//! ```
+//! Numbers are little-endian. The checksum covers the header before it and the payload as stored. Decoding trusts
+//! nothing: whatever the bytes are, it answers with a record or an error, and allocates no more than [`RAW_BYTES_MAX`].
+
+use bytes::Bytes;
+
+/// A record is closed once it holds this much: above 32 KiB zstd gains little, below it loses much.
+const FULL_BYTES: usize = 48 * 1024;
+/// No record grows over this by taking another event in; a single larger event has a record to itself.
+const TARGET_BYTES_MAX: usize = 64 * 1024;
+/// What a frame may claim to unpack to. A lone event never comes near it; a damaged length might.
+const RAW_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Fastest level: 7 times smaller at 620 MB/s on analytics JSON.
+const ZSTD_LEVEL: i32 = 1;
+
+const VERSION: u8 = 1;
+const CODEC_PLAIN: u8 = 0;
+const CODEC_ZSTD: u8 = 1;
+const HEADER_BYTES: usize = 22;
+const CHECKSUM_AT: usize = 18;
+
+/// Several events, one after another in one buffer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl Run {
+    /// Adds one event. An event over 4 GiB cannot be held and is cut; the ingest listener's caps stay far below.
+    pub fn push(&mut self, event: &[u8]) {
+        self.bytes.extend_from_slice(event);
+        self.close_event();
+    }
+
+    /// The buffer itself, to write one event into; [`Run::close_event`] ends it.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Makes all that was written to the buffer since the last event one event.
+    pub fn close_event(&mut self) {
+        self.ends
+            .push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+    }
+
+    /// How many events there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The events' bytes added up.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The events in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.bytes[start as usize..*end as usize])
+    }
+
+    /// Whether a record holding this run takes no further event of `bytes`.
+    pub(super) fn is_full_for(&self, bytes: usize) -> bool {
+        !self.is_empty()
+            && (self.bytes.len() >= FULL_BYTES || self.bytes.len() + bytes > TARGET_BYTES_MAX)
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+}
+
+/// Packs runs into frames, keeping its compressor and buffers from one to the next.
+pub(super) struct Packer {
+    zstd: zstd::bulk::Compressor<'static>,
+    raw: Vec<u8>,
+}
+
+impl Packer {
+    pub(super) fn new() -> std::io::Result<Packer> {
+        Ok(Packer {
+            zstd: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            raw: Vec::new(),
+        })
+    }
+
+    /// Packs and empties `run`. What zstd does not make smaller is stored plain.
+    pub(super) fn pack(&mut self, run: &mut Run, accepted_at_ms: i64) -> Vec<u8> {
+        self.raw.clear();
+        let mut start = 0;
+        for end in &run.ends {
+            self.raw.extend_from_slice(&(end - start).to_le_bytes());
+            start = *end;
+        }
+        self.raw.extend_from_slice(&run.bytes);
+
+        let packed = self.zstd.compress(&self.raw).ok();
+        let (codec, payload) = match &packed {
+            Some(packed) if packed.len() < self.raw.len() => (CODEC_ZSTD, packed),
+            _ => (CODEC_PLAIN, &self.raw),
+        };
+        let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
+        frame.push(VERSION);
+        frame.push(codec);
+        frame.extend_from_slice(&(run.ends.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&(self.raw.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&accepted_at_ms.to_le_bytes());
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&frame), payload);
+        frame.extend_from_slice(&checksum.to_le_bytes());
+        frame.extend_from_slice(payload);
+        run.clear();
+        frame
+    }
+}
+
+/// What a frame's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) events: u32,
+    /// The events' bytes added up.
+    pub(super) bytes: u64,
+    pub(super) accepted_at_ms: i64,
+    codec: u8,
+    raw_len: usize,
+}
+
+impl Header {
+    /// Reads the header of a whole frame after checking all of it against its checksum.
+    pub(super) fn of(frame: &[u8]) -> Result<Header, Damaged> {
+        if frame.len() < HEADER_BYTES {
+            return Err(Damaged("it is cut short"));
+        }
+        let stored = u32::from_le_bytes(array(&frame[CHECKSUM_AT..]));
+        let payload = &frame[HEADER_BYTES..];
+        if stored != crc32c::crc32c_append(crc32c::crc32c(&frame[..CHECKSUM_AT]), payload) {
+            return Err(Damaged("its checksum does not match"));
+        }
+        if frame[0] != VERSION {
+            return Err(Damaged("its version is not known"));
+        }
+        let events = u32::from_le_bytes(array(&frame[2..]));
+        let raw_len = u32::from_le_bytes(array(&frame[6..])) as usize;
+        let Some(bytes) = raw_len.checked_sub(events as usize * 4) else {
+            return Err(Damaged("it claims more events than it has bytes"));
+        };
+        if raw_len > RAW_BYTES_MAX || (frame[1] == CODEC_PLAIN && raw_len != payload.len()) {
+            return Err(Damaged("its length is wrong"));
+        }
+        Ok(Header {
+            events,
+            bytes: bytes as u64,
+            accepted_at_ms: i64::from_le_bytes(array(&frame[10..])),
+            codec: frame[1],
+            raw_len,
+        })
+    }
+}
+
+/// A frame that is not what [`Packer::pack`] wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Damaged(pub(super) &'static str);
+
+/// The events of one frame. Cheap to clone: the bytes are shared.
+#[derive(Clone, Debug)]
+pub(super) struct Unpacked {
+    pub(super) accepted_at_ms: i64,
+    pub(super) bytes: Bytes,
+    /// Where each event ends in `bytes`.
+    pub(super) ends: Vec<u32>,
+}
+
+/// Unpacks a frame.
+pub(super) fn unpack(frame: &[u8]) -> Result<Unpacked, Damaged> {
+    let header = Header::of(frame)?;
+    let payload = &frame[HEADER_BYTES..];
+    let raw = match header.codec {
+        CODEC_PLAIN => payload.to_vec(),
+        CODEC_ZSTD => zstd::bulk::decompress(payload, header.raw_len)
+            .map_err(|_| Damaged("its payload does not unpack"))?,
+        _ => return Err(Damaged("its codec is not known")),
+    };
+    if raw.len() != header.raw_len {
+        return Err(Damaged("its payload unpacks to another length"));
+    }
+    let (lengths, events) = raw.split_at(header.events as usize * 4);
+    let mut end = 0u64;
+    let mut ends = Vec::with_capacity(header.events as usize);
+    for length in lengths.chunks_exact(4) {
+        end += u64::from(u32::from_le_bytes(array(length)));
+        if end > events.len() as u64 {
+            return Err(Damaged("an event ends behind its record"));
+        }
+        ends.push(end as u32);
+    }
+    if end != events.len() as u64 {
+        return Err(Damaged("its events do not fill it"));
+    }
+    let start = lengths.len();
+    Ok(Unpacked {
+        accepted_at_ms: header.accepted_at_ms,
+        bytes: Bytes::from(raw).slice(start..),
+        ends,
+    })
+}
+
+/// The first `N` bytes of a slice that the caller has measured.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes[..N]
+        .try_into()
+        .expect("a slice of N bytes makes an array of N bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(events: &[&str]) -> Run {
+        let mut run = Run::default();
+        events.iter().for_each(|e| run.push(e.as_bytes()));
+        run
+    }
+
+    #[test]
+    fn a_record_is_unpacked_as_it_was_packed() {
+        let long = "x".repeat(5000);
+        for events in [
+            &["{}", "", "{\"a\":1}"][..],
+            &[long.as_str(); 10],
+            &["\u{1}\u{7f}é"],
+            &[],
+        ] {
+            let run = run(events);
+            let frame = Packer::new().expect("zstd").pack(&mut run.clone(), 42);
+            let header = Header::of(&frame).expect("a header");
+            assert_eq!(
+                (header.events as usize, header.bytes as usize),
+                (run.len(), run.byte_len())
+            );
+            let unpacked = unpack(&frame).expect("a record");
+            assert_eq!(unpacked.accepted_at_ms, 42);
+            assert_eq!(
+                (&unpacked.bytes[..], &unpacked.ends),
+                (&run.bytes[..], &run.ends)
+            );
+        }
+    }
+
+    #[test]
+    fn a_frame_with_any_flipped_bit_or_missing_byte_is_an_error() {
+        let frame = Packer::new()
+            .expect("zstd")
+            .pack(&mut run(&["{\"a\":1}", "{\"b\":2}"]), 7);
+        for at in 0..frame.len() {
+            assert!(unpack(&frame[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut flipped = frame.clone();
+                flipped[at] ^= 1 << bit;
+                assert!(unpack(&flipped).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_unpacking_panic(mut bytes: Vec<u8>) {
+            let _ = unpack(&bytes);
+            // The same bytes behind a checksum that matches, so that what lies behind that check is reached too.
+            if bytes.len() >= HEADER_BYTES {
+                bytes[0] = VERSION;
+                bytes[1] &= 1;
+                let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..CHECKSUM_AT]), &bytes[HEADER_BYTES..]);
+                bytes[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+                let _ = unpack(&bytes);
+            }
+        }
+    }
+}

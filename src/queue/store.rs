@@ -1,0 +1,453 @@
+//! A sled database used so that what it acknowledged survives a power cut. The only file that names sled.
+//!
+//! sled 0.34.7's `flush` ends in `sync_file_range`, which syncs neither the drive's cache nor the file's size, and files
+//! it has just created have no durable name yet. So here:
+//! - before opening, a snapshot that was never finished (`snap.*.generating`) is removed: sled would read it;
+//! - after opening, every file is synced, then the directory, then its parents;
+//! - a commit is `apply_batch`, `flush`, then the [`Barrier`] on our own descriptor of the file `db`, every time;
+//! - a value is stored in parts below 7 KiB, so that no page ever becomes a file in `blobs/`, which nobody would sync;
+//! - no background thread flushes between our flush and our sync.
+//!
+//! A database that failed once is never trusted again: the caller drops it and opens it anew. Opening runs on a thread of
+//! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop.
+//! Nothing is ever removed from one.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::files;
+
+/// What makes a commit durable: given the descriptor of the file `db`, it returns once the file's data is on stable storage.
+/// A test may put its own in place of `fdatasync`, to hold it or to make it fail.
+#[derive(Clone)]
+pub struct Barrier(Arc<dyn Fn(&File) -> io::Result<()> + Send + Sync>);
+
+impl Barrier {
+    /// A barrier of one's own.
+    pub fn new(wait: impl Fn(&File) -> io::Result<()> + Send + Sync + 'static) -> Barrier {
+        Barrier(Arc::new(wait))
+    }
+
+    /// `fdatasync`.
+    #[must_use]
+    pub fn synced() -> Barrier {
+        Barrier::new(File::sync_data)
+    }
+
+    /// None: the operating system writes when it likes.
+    #[must_use]
+    pub fn os() -> Barrier {
+        Barrier::new(|_| Ok(()))
+    }
+}
+
+impl fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Barrier")
+    }
+}
+
+/// sled counts its cache in pages; 8 MiB keeps a volume's inner nodes and the records just written.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// A stored part with its key stays below 7,000 bytes: with sixteen to a leaf, a page stays below the 131,052 bytes from
+/// which sled 0.34.7 (512 KiB segments) would put it into `blobs/`.
+const PART_BYTES_MAX: usize = 6_900;
+/// A volume of 128 MiB opens in well under a second; what takes this long is looping.
+const OPEN_DEADLINE: Duration = Duration::from_secs(30);
+/// sled lets go of its lock a moment after the last handle is dropped (spacejam/sled#1289).
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// An open database.
+pub(super) struct Store {
+    db: sled::Db,
+    /// Our own descriptor of `db`, for the barrier.
+    file: File,
+    dir: PathBuf,
+    barrier: Barrier,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a database did not open or answer.
+#[derive(Debug)]
+pub(super) enum StoreError {
+    /// The disk or its permissions: the data may be whole, so it is left where it is.
+    Io(io::Error),
+    /// What is on the disk is not a database that can be read.
+    Corrupt(String),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Io(e) => write!(f, "{e}"),
+            StoreError::Corrupt(why) => write!(f, "corrupt: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<io::Error> for StoreError {
+    fn from(e: io::Error) -> StoreError {
+        use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, UnexpectedEof};
+        match e.kind() {
+            InvalidData | IsADirectory | NotADirectory | UnexpectedEof => {
+                StoreError::Corrupt(e.to_string())
+            }
+            _ => StoreError::Io(e),
+        }
+    }
+}
+
+impl From<sled::Error> for StoreError {
+    fn from(e: sled::Error) -> StoreError {
+        match e {
+            sled::Error::Io(e) => e.into(),
+            sled::Error::Corruption { .. }
+            | sled::Error::CollectionNotFound(_)
+            | sled::Error::Unsupported(_)
+            | sled::Error::ReportableBug(_) => StoreError::Corrupt(e.to_string()),
+        }
+    }
+}
+
+/// Values to commit together.
+#[derive(Default)]
+pub(super) struct Changes {
+    batch: sled::Batch,
+    bytes: usize,
+}
+
+impl Changes {
+    /// Stores `value` under `key`, in as many parts as it needs.
+    pub(super) fn put(&mut self, key: &[u8], value: &[u8]) {
+        let room = PART_BYTES_MAX - key.len() - PART_KEY_BYTES;
+        let parts = value.len().div_ceil(room).max(1);
+        for part in 0..parts {
+            let end = value.len().min((part + 1) * room);
+            self.batch
+                .insert(part_key(key, part as u32), &value[part * room..end]);
+        }
+        self.bytes += value.len() + parts * (key.len() + PART_KEY_BYTES);
+    }
+
+    /// What they take as stored, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Store {
+    /// Opens the database in `dir`, creating it if need be, and makes its files and their names durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] for damaged files, a panic or a loop in sled, after a second try without its snapshots.
+    pub(super) fn open(dir: &Path, barrier: &Barrier) -> Result<Store, StoreError> {
+        remove_snapshots(dir, |name| name.ends_with(".generating"))?;
+        match open_guarded(dir) {
+            // sled rebuilds a snapshot from `db` and writes `conf` anew: without damaged ones it loses time, not data.
+            Err(StoreError::Corrupt(_)) => {
+                remove_snapshots(dir, |_| true)?;
+                remove_if_there(&dir.join("conf"))?;
+                open_guarded(dir)
+            }
+            opened => opened,
+        }
+        .and_then(|db| {
+            sync_all_files(dir)?;
+            let file = File::open(dir.join("db"))?;
+            Ok(Store {
+                db,
+                file,
+                dir: dir.to_owned(),
+                barrier: barrier.clone(),
+            })
+        })
+    }
+
+    /// Makes `changes` durable. Nothing of them counts as stored before this returned `Ok`.
+    ///
+    /// # Errors
+    /// Any: the store is then unfit for use, and must be dropped and opened anew.
+    pub(super) fn commit(&self, changes: Changes) -> Result<(), StoreError> {
+        guarded(|| {
+            self.db.apply_batch(changes.batch)?;
+            self.db.flush()?;
+            Ok(())
+        })?;
+        (self.barrier.0)(&self.file)?;
+        Ok(())
+    }
+
+    /// Every value whose key lies in `keys`, in order, until `visit` returns false. All keys have the same length.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where a value lacks a part.
+    pub(super) fn scan(
+        &self,
+        keys: RangeInclusive<&[u8]>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let (from, to) = (part_key(keys.start(), 0), part_key(keys.end(), u32::MAX));
+        guarded(|| {
+            let mut whole = Whole::default();
+            for entry in self.db.range(from..=to) {
+                let (key, part) = entry?;
+                let at = key.len().saturating_sub(PART_KEY_BYTES);
+                let (key, number) = key.split_at(at);
+                let number = u32::from_be_bytes(number.try_into().unwrap_or([0xff; 4]));
+                if number == 0 && !whole.is_empty() && !whole.give(&mut visit) {
+                    return Ok(());
+                }
+                whole.take(key, number, &part)?;
+            }
+            if !whole.is_empty() {
+                whole.give(&mut visit);
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether there is a value under `key`.
+    pub(super) fn contains(&self, key: &[u8]) -> Result<bool, StoreError> {
+        guarded(|| Ok(self.db.contains_key(part_key(key, 0))?))
+    }
+}
+
+/// What the files of a directory take on disk, in bytes; what cannot be read counts nothing.
+pub(super) fn dir_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(m) if m.is_dir() => dir_bytes(&entry.path()),
+        Ok(m) => m.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
+/// A value being put together from its parts.
+#[derive(Default)]
+struct Whole {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    next: u32,
+}
+
+impl Whole {
+    fn is_empty(&self) -> bool {
+        self.next == 0
+    }
+
+    fn take(&mut self, key: &[u8], number: u32, part: &[u8]) -> Result<(), StoreError> {
+        if number == 0 {
+            self.key.clear();
+            self.key.extend_from_slice(key);
+            self.value.clear();
+        }
+        if number != 0 && (number != self.next || self.key != key) {
+            return Err(StoreError::Corrupt(format!(
+                "part {number} of a value stands alone"
+            )));
+        }
+        self.value.extend_from_slice(part);
+        self.next = number + 1;
+        Ok(())
+    }
+
+    fn give(&self, visit: &mut impl FnMut(&[u8], &[u8]) -> bool) -> bool {
+        visit(&self.key, &self.value)
+    }
+}
+
+const PART_KEY_BYTES: usize = 4;
+
+fn part_key(key: &[u8], part: u32) -> Vec<u8> {
+    [key, &part.to_be_bytes()].concat()
+}
+
+/// Runs something of sled's; a panic in it is damage found late.
+fn guarded<T>(run: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(StoreError::Corrupt(describe(&*panic))))
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("sled panicked: {}", text.unwrap_or("no message"))
+}
+
+fn open_guarded(dir: &Path) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None);
+    let (send, opened) = sync_channel(1);
+    thread::Builder::new()
+        .name("segspool-open".into())
+        .spawn(move || {
+            let deadline = Instant::now() + LOCK_DEADLINE;
+            let result = loop {
+                match guarded(|| config.open().map_err(StoreError::from)) {
+                    Err(StoreError::Io(e)) if is_lock_held(&e) && Instant::now() < deadline => {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    result => break result,
+                }
+            };
+            // Nobody waits any more when the deadline has passed; the database is then dropped here.
+            let _ = send.send(result);
+        })?;
+    match opened.recv_timeout(OPEN_DEADLINE) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => {
+            Err(StoreError::Corrupt("opening it takes for ever".into()))
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(StoreError::Corrupt("opening it ended its thread".into()))
+        }
+    }
+}
+
+fn is_lock_held(e: &io::Error) -> bool {
+    e.to_string().contains("could not acquire lock")
+}
+
+fn remove_snapshots(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        if name.starts_with("snap.") && which(name) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn sync_all_files(dir: &Path) -> io::Result<()> {
+    for name in ["conf", "db", "blobs"] {
+        let path = dir.join(name);
+        if path.exists() {
+            files::sync(&path)?;
+        }
+    }
+    files::sync(dir)?;
+    files::sync_parent(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut found = Vec::new();
+        store
+            .scan(&[0u8; 2]..=&[255u8; 2], |k, v| {
+                found.push((k.to_vec(), v.to_vec()));
+                true
+            })
+            .expect("scanned");
+        found
+    }
+
+    #[test]
+    fn values_of_any_length_come_back_whole_and_in_order_after_reopening() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("1");
+        let values: Vec<_> = [0, 1, 6_800, 6_900, 7_000, 100_000]
+            .iter()
+            .enumerate()
+            .map(|(i, len)| (vec![1, i as u8], vec![i as u8; *len]))
+            .collect();
+        let store = Store::open(&path, &Barrier::synced()).expect("opened");
+        let mut changes = Changes::default();
+        values.iter().for_each(|(k, v)| changes.put(k, v));
+        store.commit(changes).expect("committed");
+        assert_eq!(all(&store), values);
+        drop(store);
+        let store = Store::open(&path, &Barrier::synced()).expect("opened again at once");
+        assert_eq!(all(&store), values);
+        assert_eq!(
+            fs::read_dir(path.join("blobs"))
+                .expect("a directory")
+                .count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_commit_whose_sync_fails_is_an_error() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let barrier = Barrier::new(|_| Err(io::Error::from_raw_os_error(5)));
+        let store = Store::open(&dir.path().join("1"), &barrier).expect("opened");
+        let mut changes = Changes::default();
+        changes.put(b"k1", b"v");
+        assert!(matches!(store.commit(changes), Err(StoreError::Io(_))));
+    }
+
+    #[test]
+    fn a_snapshot_or_conf_that_is_unfinished_or_damaged_costs_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("1");
+        let mut changes = Changes::default();
+        changes.put(b"k1", b"value");
+        Store::open(&path, &Barrier::synced())
+            .expect("opened")
+            .commit(changes)
+            .expect("committed");
+        drop(Store::open(&path, &Barrier::synced()).expect("opened"));
+        fs::write(path.join("snap.00000000FFFFFFFF.generating"), b"half").expect("written");
+        for entry in fs::read_dir(&path).expect("a directory").flatten() {
+            if entry.file_name().to_string_lossy().starts_with("snap.") {
+                fs::write(entry.path(), b"not a snapshot").expect("written");
+            }
+        }
+        fs::write(path.join("conf"), b"nonsense").expect("written");
+        let store = Store::open(&path, &Barrier::synced()).expect("opened");
+        assert_eq!(all(&store), [(b"k1".to_vec(), b"value".to_vec())]);
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_read_is_called_corrupt() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("1");
+        drop(Store::open(&path, &Barrier::synced()).expect("opened"));
+        fs::remove_file(path.join("db")).expect("removed");
+        fs::create_dir(path.join("db")).expect("a directory in place of the file");
+        assert!(matches!(
+            Store::open(&path, &Barrier::synced()),
+            Err(StoreError::Corrupt(_))
+        ));
+    }
+}
