@@ -3,3 +3,4 @@
 pub mod event;
 pub mod queue;
 pub mod stand_in;
+pub mod stats;

@@ -1,0 +1,99 @@
+//! What happened: counters that every step adds to, and the snapshot that operators read.
+//!
+//! Counting never blocks and never fails. The queue counts what waits by itself; here is what came, what went, and what each
+//! lane is doing. At any quiet moment, per lane: accepted + recovered = delivered + dead letters + dropped + lost + queued
+//! ([`Conservation`]). Nothing here holds a write key, a token or a payload.
+
+mod lane;
+mod rate;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+pub use lane::{LaneState, LaneStats};
+pub use snapshot::{
+    Conservation, DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot,
+    QueueSnapshot, Snapshot,
+};
+
+use rate::Rate;
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of one process.
+#[derive(Debug)]
+pub struct Stats {
+    /// When the process began.
+    pub started: Instant,
+    /// Requests that reached an ingest route.
+    pub requests: Counter,
+    /// Events answered 200.
+    pub accepted_events: Counter,
+    /// Their bytes as stored, before compression.
+    pub accepted_bytes: Counter,
+    /// Events that can never be accepted, told so to their sender.
+    pub rejected_events: Counter,
+    /// Requests answered 413, 429 or 503: their events were not taken.
+    pub refused_requests: Counter,
+    delivered: Rate,
+    lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            started: Instant::now(),
+            requests: Counter::default(),
+            accepted_events: Counter::default(),
+            accepted_bytes: Counter::default(),
+            rejected_events: Counter::default(),
+            refused_requests: Counter::default(),
+            delivered: Rate::default(),
+            lanes: Mutex::default(),
+        }
+    }
+}
+
+impl Stats {
+    /// The counters of the lane with this id.
+    #[must_use]
+    pub fn lane(&self, id: &str) -> Arc<LaneStats> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get(id) {
+            return Arc::clone(lane);
+        }
+        Arc::clone(lanes.entry(id.to_owned()).or_default())
+    }
+
+    /// Counts a batch that its destination took.
+    pub fn delivered(&self, lane: &LaneStats, events: u64, body_bytes: u64) {
+        lane.delivered_events.add(events);
+        lane.delivered_batches.add(1);
+        lane.delivered_bytes.add(body_bytes);
+        self.delivered.add(self.started.elapsed(), events);
+    }
+
+    /// Events delivered a second, over the last ten seconds.
+    #[must_use]
+    pub fn delivered_per_second(&self) -> f64 {
+        self.delivered.per_second(self.started.elapsed())
+    }
+}
