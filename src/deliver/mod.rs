@@ -1,0 +1,175 @@
+//! Delivery: one loop a lane, each with its own pace. Never gives up, never drops.
+//!
+//! `verdict` decides what an answer means, `backoff` how long to wait, `request` makes the call; `lane_loop` performs it:
+//! wait, fill, send, judge, settle. A lane in trouble waits by itself. Calls under way are bounded over all lanes; lanes that
+//! have just failed share slots of their own, so that calls into a black hole never use up those of healthy lanes.
+
+mod backoff;
+mod lane_loop;
+mod request;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::batch::Limits;
+use crate::queue::{NewLanes, Queue};
+use crate::stats::Stats;
+
+pub use request::SetupError;
+
+use lane_loop::LaneLoop;
+use request::Sender;
+
+/// Calls under way over all lanes. Each holds a body of up to 500 KB and the records it was made of.
+const CALLS_MAX: usize = 32;
+/// Calls under way of lanes whose last call failed.
+const SUSPECT_CALLS_MAX: usize = 8;
+
+/// Delivery's settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Where to, and in what portions.
+    pub segment: SegmentConfig,
+    /// What to do when that fails.
+    pub retry: RetryConfig,
+}
+
+/// `[segment]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SegmentConfig {
+    /// The base URL, without `/v1`.
+    pub endpoint: String,
+    /// A call's body with its envelope, in bytes. Segment refuses more than 500 KB and does not say whether KB is 1000 or 1024.
+    pub max_batch_bytes: usize,
+    /// Events a call. Segment answers 200 to more than 2,500, and throws them away.
+    pub max_batch_events: usize,
+    /// How long a batch may wait to fill.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub linger: Duration,
+    /// A lane's calls under way; 1 keeps the order of acceptance.
+    pub concurrency: usize,
+    /// How long a call may take.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub timeout: Duration,
+    /// Whether bodies are compressed.
+    pub gzip: bool,
+}
+
+impl Default for SegmentConfig {
+    fn default() -> SegmentConfig {
+        SegmentConfig {
+            endpoint: "https://api.segment.io".into(),
+            max_batch_bytes: 500_000,
+            max_batch_events: 2_500,
+            linger: Duration::from_secs(1),
+            concurrency: 4,
+            timeout: Duration::from_secs(10),
+            gzip: false,
+        }
+    }
+}
+
+/// `[retry]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryConfig {
+    /// The first wait after a failure, about.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub base: Duration,
+    /// The longest.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub max: Duration,
+    /// The longest pause a destination may ask for.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub max_retry_after: Duration,
+    /// How often a held lane tries again.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub hold_probe: Duration,
+}
+
+impl Default for RetryConfig {
+    fn default() -> RetryConfig {
+        RetryConfig {
+            base: Duration::from_millis(500),
+            max: Duration::from_secs(60),
+            max_retry_after: Duration::from_secs(300),
+            hold_probe: Duration::from_secs(60),
+        }
+    }
+}
+
+impl SegmentConfig {
+    fn limits(&self) -> Limits {
+        Limits {
+            body_bytes_max: self.max_batch_bytes,
+            events_max: self.max_batch_events,
+        }
+    }
+}
+
+/// What every lane's loop works with.
+#[derive(Debug)]
+struct Context {
+    config: Config,
+    sender: Sender,
+    queue: Queue,
+    stats: Arc<Stats>,
+    slots: Semaphore,
+    suspect_slots: Semaphore,
+}
+
+/// Delivery, set up and not begun.
+#[derive(Debug)]
+pub struct Deliver {
+    context: Arc<Context>,
+    new_lanes: NewLanes,
+}
+
+impl Deliver {
+    /// Sets delivery up.
+    ///
+    /// # Errors
+    /// The endpoint is no URL, or the system has no usable TLS roots.
+    pub fn new(
+        config: &Config,
+        queue: Queue,
+        new_lanes: NewLanes,
+        stats: Arc<Stats>,
+    ) -> Result<Deliver, SetupError> {
+        let context = Context {
+            sender: Sender::new(config)?,
+            config: config.clone(),
+            queue,
+            stats,
+            slots: Semaphore::new(CALLS_MAX),
+            suspect_slots: Semaphore::new(SUSPECT_CALLS_MAX),
+        };
+        Ok(Deliver {
+            context: Arc::new(context),
+            new_lanes,
+        })
+    }
+
+    /// Delivers until it is dropped, which ends the calls under way: their events stay in their lanes. Returns only if a lane's
+    /// loop has died, which must end the process.
+    pub async fn run(mut self) {
+        let mut loops = JoinSet::new();
+        loop {
+            tokio::select! {
+                reader = self.new_lanes.next() => {
+                    loops.spawn(LaneLoop::new(Arc::clone(&self.context), reader).run());
+                }
+                Some(ended) = loops.join_next() => {
+                    tracing::error!(?ended, "a lane's loop has ended");
+                    return;
+                }
+            }
+        }
+    }
+}
