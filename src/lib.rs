@@ -1,8 +1,23 @@
 //! A durable local spool for Segment events.
+//!
+//! The daemon in [`daemon`] runs beside applications. They post events to localhost exactly as they would to Segment; every
+//! event is on disk before it is answered, and leaves it only when Segment has taken it. The way of an event:
+//!
+//! ```text
+//! app ──▶ server ──▶ ingest ──▶ queue ──▶ batch ──▶ deliver ──▶ Segment
+//!                    event                                └──▶ dead letters
+//! ```
+//!
+//! A module imports only from layers below its own: [`event`], [`queue`] and [`stats`]; then [`ingest`] and [`batch`]; then
+//! [`deliver`]; then [`server`]; then [`config`], [`daemon`] and [`cli`]. [`stand_in`], the pretend Segment, stands apart.
 
-pub mod batch;
-pub mod deliver;
 pub mod event;
 pub mod queue;
-pub mod stand_in;
 pub mod stats;
+
+pub mod batch;
+pub mod ingest;
+
+pub mod deliver;
+
+pub mod stand_in;

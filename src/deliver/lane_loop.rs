@@ -272,11 +272,10 @@ impl LaneLoop {
         let lane = self.reader.lane().id();
         let attempt = self.backoff.failures();
         if !self.suspect || self.stats.state() != state {
-            match state {
-                LaneState::Held => {
-                    error!(%lane, reason, "a lane is held; its key or endpoint needs attention")
-                }
-                _ => warn!(%lane, reason, ?wait, "delivery failed, backing off"),
+            if state == LaneState::Held {
+                error!(%lane, reason, "a lane is held; its key or endpoint needs attention");
+            } else {
+                warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }
         }
         self.suspect = true;

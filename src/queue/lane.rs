@@ -47,11 +47,11 @@ impl LaneName {
         &self.key
     }
 
-    /// The key as it may be shown: its last four characters; nothing of a key so short that four would give it away.
+    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four.
     #[must_use]
     pub fn masked_key(&self) -> String {
         let shown = match self.key.char_indices().rev().nth(3) {
-            Some((at, _)) if at >= 4 => &self.key[at..],
+            Some((at, _)) if at > 0 => &self.key[at..],
             _ => "",
         };
         format!("…{shown}")
@@ -476,9 +476,10 @@ mod tests {
     fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
         for (key, shown) in [
             ("0123456789ab12", "…ab12"),
-            ("1234567", "…"),
+            ("12345", "…2345"),
+            ("1234", "…"),
             ("", "…"),
-            ("ééééäöüß", "…äöüß"),
+            ("éäöüß", "…äöüß"),
         ] {
             let name = LaneName::new("segment", key);
             assert_eq!(name.masked_key(), shown);

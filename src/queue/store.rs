@@ -28,7 +28,9 @@ use super::files;
 /// What makes a commit durable: given the descriptor of the file `db`, it returns once the file's data is on stable storage.
 /// A test may put its own in place of `fdatasync`, to hold it or to make it fail.
 #[derive(Clone)]
-pub struct Barrier(Arc<dyn Fn(&File) -> io::Result<()> + Send + Sync>);
+pub struct Barrier(Arc<Wait>);
+
+type Wait = dyn Fn(&File) -> io::Result<()> + Send + Sync;
 
 impl Barrier {
     /// A barrier of one's own.
@@ -105,11 +107,13 @@ impl std::error::Error for StoreError {}
 impl From<io::Error> for StoreError {
     fn from(e: io::Error) -> StoreError {
         use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, UnexpectedEof};
-        match e.kind() {
-            InvalidData | IsADirectory | NotADirectory | UnexpectedEof => {
-                StoreError::Corrupt(e.to_string())
-            }
-            _ => StoreError::Io(e),
+        if matches!(
+            e.kind(),
+            InvalidData | IsADirectory | NotADirectory | UnexpectedEof
+        ) {
+            StoreError::Corrupt(e.to_string())
+        } else {
+            StoreError::Io(e)
         }
     }
 }

@@ -177,7 +177,7 @@ impl Writer {
         };
         for reply in group.replies {
             // A client that went away before the answer still has its events stored, once.
-            let _ = reply.send(answer.clone());
+            let _ = reply.send(answer);
         }
         if self.failures >= FAILURES_MAX {
             return Err(StoreError::Io(io::Error::other(

@@ -91,9 +91,26 @@ impl Stats {
         self.delivered.add(self.started.elapsed(), events);
     }
 
+    /// The bodies of all calls that destinations took, in bytes.
+    #[must_use]
+    pub fn delivered_bytes(&self) -> u64 {
+        self.sum(|lane| &lane.delivered_bytes)
+    }
+
+    /// Calls that were repeated.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.sum(|lane| &lane.retries)
+    }
+
     /// Events delivered a second, over the last ten seconds.
     #[must_use]
     pub fn delivered_per_second(&self) -> f64 {
         self.delivered.per_second(self.started.elapsed())
+    }
+
+    fn sum(&self, counter: impl Fn(&LaneStats) -> &Counter) -> u64 {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.values().map(|lane| counter(lane).get()).sum()
     }
 }

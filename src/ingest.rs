@@ -1,0 +1,264 @@
+//! Accepts a request's events: decode, validate, stamp, append to the lane of each, count.
+//!
+//! The answer is given once every accepted event is as durable as the queue makes it. A bad event never costs its
+//! neighbours: it is told to the sender, and kept as a dead letter so that a fire-and-forget client's bug can be seen.
+//! Knows nothing of HTTP.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::event::{
+    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_single, stamp,
+    validate,
+};
+use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
+use crate::stats::Stats;
+
+/// The kind of lane that leads to Segment.
+pub const SEGMENT: &str = "segment";
+/// What one request's events may grow to when the envelope's context is copied into each, in bytes. A request that stays
+/// under the listener's cap reaches this only by design.
+const STAMPED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// What a request's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// One message of the kind that the path names.
+    Single(Kind),
+    /// A batch.
+    Batch,
+}
+
+/// What became of a request of which at least one event was accepted.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// How many events.
+    pub accepted: usize,
+    /// The events that were not.
+    pub rejected: Vec<RejectedItem>,
+    /// How safe the accepted ones are.
+    pub durability: Durability,
+}
+
+/// An event that can never be accepted.
+#[derive(Clone, Debug)]
+pub struct RejectedItem {
+    /// Its place in the batch, from 0.
+    pub index: usize,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+/// Why nothing of a request was accepted.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// It can never be.
+    Rejected(Rejection),
+    /// Its events grow over a bound in memory.
+    TooLarge,
+    /// There are too many lanes for another write key.
+    TooManyLanes,
+    /// The queue did not take it; it may later.
+    Queue(AppendError),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Rejected(rejection) => write!(f, "{rejection}"),
+            Refusal::TooLarge => {
+                f.write_str("the events are too large with their envelope's context")
+            }
+            Refusal::TooManyLanes => f.write_str("there are too many different write keys"),
+            Refusal::Queue(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The way in. Cheap to share.
+#[derive(Debug)]
+pub struct Ingest {
+    queue: Queue,
+    stats: Arc<Stats>,
+    write_key: Option<WriteKey>,
+}
+
+impl Ingest {
+    /// The way into `queue`. `write_key` is that of requests that carry none.
+    #[must_use]
+    pub fn new(write_key: Option<WriteKey>, queue: Queue, stats: Arc<Stats>) -> Ingest {
+        Ingest {
+            queue,
+            stats,
+            write_key,
+        }
+    }
+
+    /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: then no event of the request was accepted.
+    pub async fn accept(
+        &self,
+        call: Call,
+        credentials: Option<WriteKey>,
+        body: &[u8],
+    ) -> Result<Accepted, Refusal> {
+        let decoded = match call {
+            Call::Single(kind) => decode_single(kind, body),
+            Call::Batch => decode_batch(body),
+        };
+        let envelope = decoded.map_err(|rejection| {
+            self.reject(vec![self.letter(None, &rejection, body)]);
+            Refusal::Rejected(rejection)
+        })?;
+        let prepared = self.prepare(&envelope, credentials)?;
+        self.reject(prepared.letters);
+        if prepared.accepted == 0 {
+            let first = prepared.rejected.into_iter().next();
+            let first = first.expect("a request without events was rejected when it was decoded");
+            return Err(Refusal::Rejected(first.rejection));
+        }
+        let durability = self.append(prepared.lanes).await?;
+        Ok(Accepted {
+            accepted: prepared.accepted,
+            rejected: prepared.rejected,
+            durability,
+        })
+    }
+
+    /// Validates and stamps every event and sorts them by lane. Changes nothing.
+    fn prepare(
+        &self,
+        envelope: &Envelope<'_>,
+        credentials: Option<WriteKey>,
+    ) -> Result<Prepared, Refusal> {
+        let stamping = Stamp::at(Timestamp::now());
+        let key = credentials.as_ref().or(envelope.write_key.as_ref());
+        let mut prepared = Prepared::default();
+        for (index, raw) in envelope.events.iter().enumerate() {
+            let result = self.prepare_one(raw, key, envelope, &stamping, &mut prepared);
+            if let Err(Unfit { lane, rejection }) = result {
+                let letter = self.letter(lane, &rejection, raw.json().as_bytes());
+                prepared.letters.push(letter);
+                prepared.rejected.push(RejectedItem { index, rejection });
+            }
+            if prepared.bytes > STAMPED_BYTES_MAX {
+                return Err(Refusal::TooLarge);
+            }
+        }
+        Ok(prepared)
+    }
+
+    fn prepare_one(
+        &self,
+        raw: &RawEvent<'_>,
+        key: Option<&WriteKey>,
+        envelope: &Envelope<'_>,
+        stamping: &Stamp,
+        prepared: &mut Prepared,
+    ) -> Result<(), Unfit> {
+        let event = validate(raw).map_err(|rejection| Unfit {
+            lane: key.map(lane_of),
+            rejection,
+        })?;
+        // Header, envelope, message, configuration: the first that has one.
+        let key = match key {
+            Some(key) => Some(key.clone()),
+            None => event.write_key()?.or_else(|| self.write_key.clone()),
+        };
+        let key = key.ok_or_else(|| {
+            Rejection::new(
+                Code::WriteKeyNotDefined,
+                "neither the Authorization header nor `writeKey` names a write key",
+            )
+        })?;
+        let run = prepared.lanes.entry(key.clone()).or_default();
+        let before = run.byte_len();
+        stamp(event, envelope, stamping, run.buffer()).map_err(|rejection| Unfit {
+            lane: Some(lane_of(&key)),
+            rejection,
+        })?;
+        run.close_event();
+        prepared.bytes += run.byte_len() - before;
+        prepared.accepted += 1;
+        Ok(())
+    }
+
+    async fn append(&self, by_key: HashMap<WriteKey, Run>) -> Result<Durability, Refusal> {
+        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::with_capacity(by_key.len());
+        let mut counts = Vec::with_capacity(by_key.len());
+        for (key, run) in by_key.into_iter().filter(|(_, run)| !run.is_empty()) {
+            let lane = self
+                .queue
+                .lane(&lane_of(&key))
+                .ok_or(Refusal::TooManyLanes)?;
+            counts.push((self.stats.lane(&lane.id().to_string()), run.len() as u64));
+            runs.push((lane, run));
+        }
+        let bytes: usize = runs.iter().map(|(_, run)| run.byte_len()).sum();
+        let durability = self.queue.append(runs).await.map_err(Refusal::Queue)?;
+        for (lane, events) in counts {
+            lane.accepted_events.add(events);
+            self.stats.accepted_events.add(events);
+        }
+        self.stats.accepted_bytes.add(bytes as u64);
+        Ok(durability)
+    }
+
+    fn reject(&self, letters: Vec<DeadLetter>) {
+        if !letters.is_empty() {
+            self.stats.rejected_events.add(letters.len() as u64);
+            self.queue.dead_letters().keep_rejected(letters);
+        }
+    }
+
+    fn letter(&self, lane: Option<LaneName>, rejection: &Rejection, event: &[u8]) -> DeadLetter {
+        let now = Timestamp::now().as_millisecond();
+        DeadLetter {
+            lane,
+            code: rejection.code().as_str().into(),
+            reason: rejection.message().into(),
+            status: None,
+            answer: String::new(),
+            attempts: 0,
+            accepted_at_ms: now,
+            buried_at_ms: now,
+            event: event.to_vec(),
+        }
+    }
+}
+
+/// A request's events on their way to their lanes.
+#[derive(Default)]
+struct Prepared {
+    lanes: HashMap<WriteKey, Run>,
+    accepted: usize,
+    bytes: usize,
+    rejected: Vec<RejectedItem>,
+    letters: Vec<DeadLetter>,
+}
+
+/// An event that cannot be accepted, and the lane it was meant for, where that is known.
+struct Unfit {
+    lane: Option<LaneName>,
+    rejection: Rejection,
+}
+
+impl From<Rejection> for Unfit {
+    fn from(rejection: Rejection) -> Unfit {
+        Unfit {
+            lane: None,
+            rejection,
+        }
+    }
+}
+
+fn lane_of(key: &WriteKey) -> LaneName {
+    LaneName::new(SEGMENT, key.expose())
+}
