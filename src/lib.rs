@@ -20,4 +20,6 @@ pub mod ingest;
 
 pub mod deliver;
 
+pub mod server;
+
 pub mod stand_in;

@@ -1,0 +1,130 @@
+//! The ingest listener: applications post here as they would to Segment.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
+use hyper::{HeaderMap, Method, Request};
+use tracing::debug;
+
+use super::body::Bodies;
+use super::listener::Service;
+use super::reply::{self, Error, Reply};
+use super::routes;
+use crate::event::{Code, Rejection, WriteKey};
+use crate::ingest::Ingest;
+use crate::stats::Stats;
+
+/// What the ingest listener works with.
+#[derive(Debug)]
+pub(super) struct IngestListener {
+    pub(super) ingest: Ingest,
+    pub(super) bodies: Bodies,
+    pub(super) stats: Arc<Stats>,
+}
+
+impl Service for IngestListener {
+    async fn serve(&self, request: Request<Incoming>) -> Reply {
+        match self.accept(request).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                let reply = reply::error(&error);
+                if matches!(reply.status().as_u16(), 413 | 429 | 503) {
+                    self.stats.refused_requests.add(1);
+                }
+                debug!(
+                    status = reply.status().as_u16(),
+                    ?error,
+                    "a request was not accepted"
+                );
+                reply
+            }
+        }
+    }
+}
+
+impl IngestListener {
+    async fn accept(&self, request: Request<Incoming>) -> Result<Reply, Error> {
+        let call = routes::ingest_call(request.uri().path()).ok_or(Error::NotFound)?;
+        if request.method() != Method::POST {
+            return Err(Error::Method { allowed: "POST" });
+        }
+        self.stats.requests.add(1);
+        let credentials = write_key(request.headers()).map_err(Error::Credentials)?;
+        let (head, body) = request.into_parts();
+        let body = self
+            .bodies
+            .read(&head.headers, body)
+            .await
+            .map_err(Error::Body)?;
+        let accepted = self
+            .ingest
+            .accept(call, credentials, &body)
+            .await
+            .map_err(Error::Refused)?;
+        Ok(reply::accepted(&accepted))
+    }
+}
+
+/// The write key of a Basic Authorization header: its user name. Another scheme, such as a client's Bearer token, names none, and
+/// is not kept.
+fn write_key(headers: &HeaderMap) -> Result<Option<WriteKey>, Rejection> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let Some((scheme, credentials)) = value
+        .to_str()
+        .ok()
+        .and_then(|value| value.trim().split_once(' '))
+    else {
+        return Ok(None);
+    };
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Ok(None);
+    }
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(credentials.trim())
+        .ok();
+    let decoded = decoded
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(|| {
+            Rejection::new(
+                Code::WriteKeyNotValid,
+                "the Authorization header is not valid Basic",
+            )
+        })?;
+    if decoded.is_empty() || decoded == ":" {
+        return Ok(None);
+    }
+    WriteKey::from_basic(&decoded).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_write_key_is_the_basic_user_name() {
+        let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        for (value, expected) in [
+            (format!("Basic {}", encode("KEY:")), Ok(Some("KEY"))),
+            (format!("basic {}", encode("KEY")), Ok(Some("KEY"))),
+            (format!("Basic {}", encode("KEY:password")), Ok(Some("KEY"))),
+            (format!("Basic {}", encode(":")), Ok(None)),
+            ("Bearer token".to_owned(), Ok(None)),
+            ("Basic".to_owned(), Ok(None)),
+            ("Basic !!".to_owned(), Err(())),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().expect("a header"));
+            let found = write_key(&headers);
+            let found = found
+                .as_ref()
+                .map(|key| key.as_ref().map(WriteKey::expose))
+                .map_err(|_| ());
+            assert_eq!(found, expected, "{value}");
+        }
+        assert_eq!(write_key(&HeaderMap::new()), Ok(None));
+    }
+}

@@ -1,0 +1,116 @@
+//! One address: accepts connections, serves HTTP/1.1 on each, and ends them in order.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use super::BindError;
+use super::reply::Reply;
+
+/// Connections open at the same time on one listener. The next one waits until another has ended.
+const CONNECTIONS_MAX: usize = 16_384;
+/// A connection may rest this long between requests, and a request's headers may take this long. SDKs keep connections for up to
+/// 60 s; closing first would cost them a request.
+const REST_MAX: Duration = Duration::from_secs(90);
+/// After this, requests still under way at a stop are cut off. Clients give up after 8 to 15 s.
+const FINISH_MAX: Duration = Duration::from_secs(5);
+/// After a failed accept, such as one for want of file descriptors, which would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What answers the requests of a listener.
+pub(super) trait Service: Send + Sync + 'static {
+    /// Answers one request.
+    fn serve(&self, request: Request<Incoming>) -> impl Future<Output = Reply> + Send;
+}
+
+/// A bound address.
+#[derive(Debug)]
+pub(super) struct Listener {
+    tcp: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds an address.
+    pub(super) async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
+        let failed = |error: io::Error| BindError { address, error };
+        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        Ok(Listener { tcp, address })
+    }
+
+    /// What was bound, port 0 resolved.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`; then accepts nothing more and finishes the requests under way.
+    pub(super) async fn serve<S: Service>(self, stop: impl Future<Output = ()>, service: Arc<S>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let graceful = GracefulShutdown::new();
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let slot = Arc::clone(&connections).acquire_owned();
+            let accepted = async {
+                let slot = slot.await.expect("the slots are never closed");
+                (self.tcp.accept().await, slot)
+            };
+            let (accepted, slot) = tokio::select! {
+                accepted = accepted => accepted,
+                () = &mut stop => break,
+            };
+            match accepted {
+                Ok((stream, _peer)) => {
+                    let connection = graceful.watch(connection(stream, Arc::clone(&service)));
+                    tokio::spawn(async move {
+                        if let Err(error) = connection.await {
+                            debug!(%error, "a connection ended with an error");
+                        }
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, address = %self.address, "failed to accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.tcp);
+        if tokio::time::timeout(FINISH_MAX, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            warn!(address = %self.address, "requests under way were cut off");
+        }
+    }
+}
+
+fn connection<S: Service>(
+    stream: TcpStream,
+    service: Arc<S>,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send {
+    // A small reply is to leave at once.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "failed to set a connection's options");
+    }
+    let service = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, std::convert::Infallible>(service.serve(request).await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REST_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+}

@@ -1,0 +1,208 @@
+//! The HTTP server: the only folder that names hyper. It reads requests, hands them on and writes replies.
+//!
+//! Two listeners. On the ingest listener applications post their events; on the admin listener an operator sees what
+//! happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
+//! never meet: the queue is between them.
+
+mod listener;
+
+mod admin_listener;
+mod ingest_listener;
+
+mod body;
+mod reply;
+mod routes;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use futures_util::future::{join, join_all};
+use serde::{Deserialize, Deserializer};
+use tokio::sync::watch;
+
+use crate::event::WriteKey;
+use crate::ingest::Ingest;
+use crate::queue::Queue;
+use crate::stats::Stats;
+
+use admin_listener::AdminListener;
+use body::Bodies;
+use ingest_listener::IngestListener;
+use listener::Listener;
+
+/// `[ingest]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IngestConfig {
+    /// Where applications post.
+    pub listen: Vec<SocketAddr>,
+    /// The largest body, decoded.
+    pub max_body: ByteSize,
+    /// The write key of requests that carry none.
+    #[serde(deserialize_with = "key_or_none")]
+    pub write_key: Option<WriteKey>,
+    /// A file that holds it.
+    #[serde(deserialize_with = "path_or_none")]
+    pub write_key_file: Option<PathBuf>,
+}
+
+impl Default for IngestConfig {
+    fn default() -> IngestConfig {
+        IngestConfig {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346))],
+            max_body: ByteSize::mib(8),
+            write_key: None,
+            write_key_file: None,
+        }
+    }
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Where operators look.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> AdminConfig {
+        AdminConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7347)),
+        }
+    }
+}
+
+/// The phases of the daemon's life, as far as the server shows them, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accepting.
+    Running,
+    /// Accepting nothing more; what waits is being delivered.
+    Draining,
+    /// Going away.
+    Stopped,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Phase::Running => "running",
+            Phase::Draining => "draining",
+            Phase::Stopped => "stopped",
+        }
+    }
+}
+
+/// A listener that could not be bound. Completes "failed to listen on …".
+#[derive(Debug)]
+pub struct BindError {
+    /// Where.
+    pub address: SocketAddr,
+    /// Why not.
+    pub error: io::Error,
+}
+
+impl std::fmt::Display for BindError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "failed to listen on {}: {}", self.address, self.error)
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// The listeners, bound and not yet served.
+#[derive(Debug)]
+pub struct Server {
+    ingest: Vec<Listener>,
+    admin: Listener,
+    max_body: usize,
+}
+
+impl Server {
+    /// Binds every address.
+    ///
+    /// # Errors
+    /// One of them cannot be bound.
+    pub async fn bind(ingest: &IngestConfig, admin: &AdminConfig) -> Result<Server, BindError> {
+        let mut listeners = Vec::with_capacity(ingest.listen.len());
+        for address in &ingest.listen {
+            listeners.push(Listener::bind(*address).await?);
+        }
+        Ok(Server {
+            ingest: listeners,
+            admin: Listener::bind(admin.listen).await?,
+            max_body: usize::try_from(ingest.max_body.as_u64()).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// Where applications post: what was bound, port 0 resolved.
+    #[must_use]
+    pub fn ingest_addresses(&self) -> Vec<SocketAddr> {
+        self.ingest.iter().map(Listener::address).collect()
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address()
+    }
+
+    /// Serves until the phase is [`Phase::Stopped`]. From [`Phase::Draining`] on nothing is accepted: the ingest listeners are
+    /// closed, and requests under way are finished.
+    pub async fn serve(
+        self,
+        ingest: Ingest,
+        queue: Queue,
+        stats: Arc<Stats>,
+        phase: watch::Receiver<Phase>,
+    ) {
+        let ingest_listener = Arc::new(IngestListener {
+            ingest,
+            bodies: Bodies::new(self.max_body),
+            stats: Arc::clone(&stats),
+        });
+        let admin_listener = Arc::new(AdminListener {
+            queue,
+            stats,
+            phase: phase.clone(),
+        });
+
+        let admin = self
+            .admin
+            .serve(past(phase.clone(), Phase::Draining), admin_listener);
+        let ingest = self.ingest.into_iter().map(|listener| {
+            listener.serve(
+                past(phase.clone(), Phase::Running),
+                Arc::clone(&ingest_listener),
+            )
+        });
+        join(admin, join_all(ingest)).await;
+    }
+}
+
+/// An empty key is none.
+fn key_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<WriteKey>, D::Error> {
+    let key = String::deserialize(from)
+        .map_err(|_| serde::de::Error::custom("a write key is a string"))?;
+    if key.is_empty() {
+        return Ok(None);
+    }
+    WriteKey::new(&key)
+        .map(Some)
+        .map_err(|rejection| serde::de::Error::custom(rejection.message()))
+}
+
+/// An empty path is none.
+fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    Ok((!path.as_os_str().is_empty()).then_some(path))
+}
+
+async fn past(mut phase: watch::Receiver<Phase>, last: Phase) {
+    // The daemon holds the other end for as long as it serves; where it is gone, so is the phase.
+    let _ = phase.wait_for(|phase| *phase > last).await;
+}

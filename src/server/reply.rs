@@ -1,0 +1,199 @@
+//! Every reply the server gives. The one place where what happened becomes an HTTP status.
+//!
+//! Success is exactly `200` with `{"success":true}`, because some SDKs take any other 2xx, or an empty body, for a failure and
+//! post again. An error is a JSON object with `success`, `code`, `message` and `error`, because some SDKs retry for ever
+//! where one of these is missing.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::body::BodyError;
+use crate::ingest::{Accepted, Refusal};
+use crate::queue::AppendError;
+
+/// A reply.
+pub(super) type Reply = Response<Full<Bytes>>;
+
+/// Which durability a 200 of the ingest listener stands for.
+static DURABILITY: HeaderName = HeaderName::from_static("segspool-durability");
+/// How long a sender is asked to wait when the queue is full: it drains at the destination's pace.
+const FULL_RETRY_SECONDS: u16 = 30;
+/// How long when the disk failed, or the daemon is about to be back.
+const FAULT_RETRY_SECONDS: u16 = 5;
+
+/// Why a request was not served, other than by its content.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// No such path.
+    NotFound,
+    /// The path does not take this method.
+    Method { allowed: &'static str },
+    /// The Authorization header holds no usable write key.
+    Credentials(crate::event::Rejection),
+    /// The body did not arrive.
+    Body(BodyError),
+    /// Its events were not taken.
+    Refused(Refusal),
+}
+
+/// The reply to events that were accepted, whole or in part.
+pub(super) fn accepted(accepted: &Accepted) -> Reply {
+    #[derive(Serialize)]
+    struct Partial<'a> {
+        success: bool,
+        accepted: usize,
+        rejected: Vec<Item<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Item<'a> {
+        index: usize,
+        code: &'static str,
+        message: &'a str,
+    }
+    let mut reply = if accepted.rejected.is_empty() {
+        success()
+    } else {
+        let items = accepted.rejected.iter().map(|item| Item {
+            index: item.index,
+            code: item.rejection.code().as_str(),
+            message: item.rejection.message(),
+        });
+        json(
+            StatusCode::OK,
+            &Partial {
+                success: true,
+                accepted: accepted.accepted,
+                rejected: items.collect(),
+            },
+        )
+    };
+    let durability = HeaderValue::from_static(accepted.durability.as_str());
+    reply.headers_mut().insert(DURABILITY.clone(), durability);
+    reply
+}
+
+/// `{"success":true}`
+pub(super) fn success() -> Reply {
+    with_type(
+        StatusCode::OK,
+        "application/json",
+        Bytes::from_static(br#"{"success":true}"#),
+    )
+}
+
+/// The reply to what was not served.
+pub(super) fn error(error: &Error) -> Reply {
+    let (status, code, retry_after) = match error {
+        Error::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
+        Error::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
+        Error::Credentials(rejection) => (StatusCode::BAD_REQUEST, rejection.code().as_str(), None),
+        Error::Body(BodyError::TooLarge { .. }) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None)
+        }
+        Error::Body(BodyError::Busy) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            Some(FAULT_RETRY_SECONDS),
+        ),
+        Error::Body(BodyError::Encoding) => (StatusCode::BAD_REQUEST, "encoding_not_known", None),
+        Error::Body(BodyError::Gzip) => (StatusCode::BAD_REQUEST, "invalid_gzip", None),
+        Error::Body(BodyError::Broken) => (StatusCode::BAD_REQUEST, "body_not_complete", None),
+        Error::Body(BodyError::Slow) => (StatusCode::REQUEST_TIMEOUT, "body_too_slow", None),
+        Error::Refused(refusal) => match refusal {
+            Refusal::Rejected(rejection) => {
+                (StatusCode::BAD_REQUEST, rejection.code().as_str(), None)
+            }
+            Refusal::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "events_too_large", None),
+            Refusal::TooManyLanes => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_write_keys",
+                Some(FULL_RETRY_SECONDS),
+            ),
+            Refusal::Queue(AppendError::Full) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue_full",
+                Some(FULL_RETRY_SECONDS),
+            ),
+            Refusal::Queue(AppendError::Storage) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "storage_fault",
+                Some(FAULT_RETRY_SECONDS),
+            ),
+            Refusal::Queue(AppendError::Closed) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "shutting_down",
+                Some(FAULT_RETRY_SECONDS),
+            ),
+        },
+    };
+    let message = match error {
+        Error::NotFound => {
+            "there is no such path; events go to /v1/batch, /v1/track and their like".into()
+        }
+        Error::Method { allowed } => format!("this path takes {allowed}"),
+        Error::Credentials(rejection) | Error::Refused(Refusal::Rejected(rejection)) => {
+            rejection.message().to_owned()
+        }
+        Error::Body(error) => error.to_string(),
+        Error::Refused(refusal) => refusal.to_string(),
+    };
+    let mut reply = failure(status, code, &message);
+    if let Some(seconds) = retry_after {
+        reply
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Error::Method { allowed } = error {
+        reply
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static(allowed));
+    }
+    reply
+}
+
+/// An error in the form every SDK understands.
+pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Reply {
+    #[derive(Serialize)]
+    struct Failure<'a> {
+        success: bool,
+        code: &'a str,
+        message: &'a str,
+        error: &'a str,
+    }
+    json(
+        status,
+        &Failure {
+            success: false,
+            code,
+            message,
+            error: message,
+        },
+    )
+}
+
+/// A JSON reply.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Reply {
+    let body = serde_json::to_vec(body).expect("a reply has no map with odd keys");
+    with_type(status, "application/json", body.into())
+}
+
+/// A reply of one line of text.
+pub(super) fn text(status: StatusCode, line: &str) -> Reply {
+    with_type(
+        status,
+        "text/plain; charset=utf-8",
+        format!("{line}\n").into(),
+    )
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
