@@ -22,4 +22,6 @@ pub mod deliver;
 
 pub mod server;
 
+pub mod config;
+
 pub mod stand_in;

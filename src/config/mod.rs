@@ -1,0 +1,469 @@
+//! The configuration: the sum of the steps' own settings, from a TOML file and the environment.
+//!
+//! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. An unknown key, a wrong type and a value out
+//! of range are errors that say where and what to do. No message shows a value that may be a secret.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::deliver::{self, RetryConfig, SegmentConfig};
+use crate::event::WriteKey;
+use crate::event::limits::EVENT_BYTES_MAX;
+use crate::queue;
+use crate::server::{AdminConfig, IngestConfig};
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the spool lies.
+    pub data_dir: PathBuf,
+    /// The ingest listener.
+    pub ingest: IngestConfig,
+    /// The admin listener.
+    pub admin: AdminConfig,
+    /// The queue.
+    pub queue: queue::Config,
+    /// The destination.
+    pub segment: SegmentConfig,
+    /// What happens when it fails.
+    pub retry: RetryConfig,
+    /// The end.
+    pub shutdown: ShutdownConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            data_dir: "/var/lib/segspool".into(),
+            ingest: IngestConfig::default(),
+            admin: AdminConfig::default(),
+            queue: queue::Config::default(),
+            segment: SegmentConfig::default(),
+            retry: RetryConfig::default(),
+            shutdown: ShutdownConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// How long delivery goes on after a stop was asked for, as long as something waits.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub drain: Duration,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> ShutdownConfig {
+        ShutdownConfig {
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// What is logged.
+    pub level: LogLevel,
+    /// For people or for machines.
+    pub format: LogFormat,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Someone must act.
+    Error,
+    /// Unusual, still working.
+    Warn,
+    /// The life of the process.
+    #[default]
+    Info,
+    /// A batch.
+    Debug,
+    /// An event.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and journald.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there is no configuration. Completes "failed to read the configuration: …".
+#[derive(Debug)]
+pub enum Error {
+    /// A file cannot be read.
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The configuration file is wrong.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The line, from 1, where it is known.
+        line: Option<usize>,
+        /// What is wrong.
+        message: String,
+    },
+    /// A variable of the environment is wrong.
+    Variable {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is out of its range.
+    Range {
+        /// Which, as `section.key`.
+        key: &'static str,
+        /// What it may be.
+        rule: String,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Unreadable { path, error } => write!(f, "{}: {error}", path.display()),
+            Error::File {
+                path,
+                line: Some(line),
+                message,
+            } => write!(f, "{}:{line}: {message}", path.display()),
+            Error::File {
+                path,
+                line: None,
+                message,
+            } => write!(f, "{}: {message}", path.display()),
+            Error::Variable { name, message } => {
+                write!(f, "environment variable {name}: {message}")
+            }
+            Error::Range { key, rule } => write!(f, "{key} {rule}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+const VARIABLE_PREFIX: &str = "SEGSPOOL_";
+
+impl Config {
+    /// Reads a file, or the defaults where there is none, and lays `variables` over it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, Error> {
+        let mut table = match file {
+            Some(path) => read_file(path)?,
+            None => Table::new(),
+        };
+        for (name, value) in variables {
+            if let Some(key) = name
+                .strip_prefix(VARIABLE_PREFIX)
+                .filter(|key| is_ours(key))
+            {
+                table = lay_over(table, key, &value)
+                    .map_err(|message| Error::Variable { name, message })?;
+            }
+        }
+        let mut config = Config::deserialize(table).map_err(|e| Error::File {
+            path: file.unwrap_or(Path::new("")).to_owned(),
+            line: None,
+            message: e.message().to_owned(),
+        })?;
+        config.read_secrets()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Delivery's part.
+    #[must_use]
+    pub fn deliver(&self) -> deliver::Config {
+        deliver::Config {
+            segment: self.segment.clone(),
+            retry: self.retry.clone(),
+        }
+    }
+
+    fn read_secrets(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.ingest.write_key_file else {
+            return Ok(());
+        };
+        let content = fs::read_to_string(path).map_err(|error| Error::Unreadable {
+            path: path.clone(),
+            error,
+        })?;
+        let key = WriteKey::new(content.trim()).map_err(|rejection| Error::File {
+            path: path.clone(),
+            line: None,
+            message: rejection.message().to_owned(),
+        })?;
+        self.ingest.write_key = Some(key);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let (queue, segment, retry) = (&self.queue, &self.segment, &self.retry);
+        let least_body = EVENT_BYTES_MAX + 1024;
+        let rules: [(bool, &'static str, String); 9] = [
+            (
+                !self.ingest.listen.is_empty(),
+                "ingest.listen",
+                "needs at least one address".into(),
+            ),
+            (
+                self.ingest.max_body >= ByteSize::kib(64)
+                    && self.ingest.max_body <= ByteSize::mib(32),
+                "ingest.max_body",
+                "must be between 64 KiB and 32 MiB".into(),
+            ),
+            (
+                queue.volume_bytes >= ByteSize::mib(1),
+                "queue.volume_bytes",
+                "must be at least 1 MiB".into(),
+            ),
+            (
+                queue.max_bytes >= queue.volume_bytes,
+                "queue.max_bytes",
+                "must not be below queue.volume_bytes".into(),
+            ),
+            (
+                segment.max_batch_bytes >= least_body,
+                "segment.max_batch_bytes",
+                format!("must be at least {least_body}: the largest event with its envelope"),
+            ),
+            (
+                segment.max_batch_events >= 1,
+                "segment.max_batch_events",
+                "must be at least 1".into(),
+            ),
+            (
+                (1..=32).contains(&segment.concurrency),
+                "segment.concurrency",
+                "must be between 1 and 32".into(),
+            ),
+            (
+                !segment.timeout.is_zero(),
+                "segment.timeout",
+                "must not be 0".into(),
+            ),
+            (
+                !retry.base.is_zero() && retry.base <= retry.max && !retry.hold_probe.is_zero(),
+                "retry",
+                "needs base above 0 and not above max, and hold_probe above 0".into(),
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, key, rule)) => Err(Error::Range { key, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Table, Error> {
+    let text = fs::read_to_string(path).map_err(|error| Error::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
+    let wrong = |e: toml::de::Error| Error::File {
+        path: path.to_owned(),
+        line: e
+            .span()
+            .map(|span| text[..span.start].matches('\n').count() + 1),
+        message: e.message().to_owned(),
+    };
+    // Only here, while the text is at hand, can an error name its line.
+    toml::from_str::<Config>(&text).map_err(wrong)?;
+    text.parse::<Table>().map_err(wrong)
+}
+
+/// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
+fn is_ours(key: &str) -> bool {
+    key == "DATA_DIR" || key.contains("__")
+}
+
+/// The table with one key replaced. A value is read as TOML where that fits, else as a string.
+fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
+    let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
+    let as_string = Value::String(text.to_owned());
+    let as_toml = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"));
+    let mut first_error = None;
+    for value in as_toml.into_iter().chain([as_string]) {
+        let mut tried = table.clone();
+        put(&mut tried, &path, value)?;
+        match Config::deserialize(tried.clone()) {
+            Ok(_) => return Ok(tried),
+            Err(e) => _ = first_error.get_or_insert(e.message().to_owned()),
+        }
+    }
+    Err(first_error.unwrap_or_default())
+}
+
+fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
+    match path {
+        [] => Ok(()),
+        [key] => {
+            table.insert(key.clone(), value);
+            Ok(())
+        }
+        [section, rest @ ..] => {
+            let inner = table
+                .entry(section.clone())
+                .or_insert_with(|| Value::Table(Table::new()));
+            let inner = inner
+                .as_table_mut()
+                .ok_or_else(|| format!("`{section}` is not a section"))?;
+            put(inner, rest, value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Error> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("config.toml");
+        fs::write(&path, text).expect("written");
+        let variables = variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(&path), variables)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(load("", &[]).expect("loaded"), Config::default());
+        assert_eq!(
+            Config::load(None, std::iter::empty()).expect("loaded"),
+            Config::default()
+        );
+    }
+
+    #[test]
+    fn sizes_and_durations_are_written_as_people_write_them() {
+        let config = load(
+            "[queue]\nmax_bytes = \"2 GiB\"\n[segment]\nlinger = \"250ms\"\nmax_batch_bytes = 480_000\n",
+            &[],
+        );
+        let config = config.expect("loaded");
+        assert_eq!(config.queue.max_bytes, ByteSize::gib(2));
+        assert_eq!(config.segment.linger, Duration::from_millis(250));
+        assert_eq!(config.segment.max_batch_bytes, 480_000);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let variables = [
+            ("SEGSPOOL_SEGMENT__LINGER", "2s"),
+            ("SEGSPOOL_SEGMENT__GZIP", "true"),
+            ("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:1\"]"),
+            ("SEGSPOOL_INGEST__WRITE_KEY", "123456"),
+            ("SEGSPOOL_DATA_DIR", "/tmp/x"),
+            ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
+        ];
+        let config = load(
+            "data_dir = \"/y\"\n[segment]\nlinger = \"1s\"\n",
+            &variables,
+        )
+        .expect("loaded");
+        assert_eq!(config.segment.linger, Duration::from_secs(2));
+        assert!(config.segment.gzip);
+        assert_eq!(config.ingest.listen[0].port(), 1);
+        assert_eq!(config.ingest.write_key.expect("a key").expose(), "123456");
+        assert_eq!(config.data_dir, Path::new("/tmp/x"));
+    }
+
+    #[test]
+    fn every_error_says_where_and_what() {
+        for (text, variable, expected) in [
+            (
+                "\n[segment]\nspeed = 1\n",
+                None,
+                "config.toml:3: unknown field `speed`",
+            ),
+            ("[queue]\nmax_bytes = \"lots\"\n", None, "config.toml:2: "),
+            ("[segment\n", None, "config.toml:1: "),
+            (
+                "[ingest]\nwrite_key = 5\n",
+                None,
+                "config.toml:2: a write key is a string",
+            ),
+            (
+                "[segment]\nconcurrency = 0\n",
+                None,
+                "segment.concurrency must be between 1 and 32",
+            ),
+            (
+                "[queue]\nvolume_bytes = 1\n",
+                None,
+                "queue.volume_bytes must be at least 1 MiB",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_SEGMENT__SPEED", "1")),
+                "environment variable SEGSPOOL_SEGMENT__SPEED: unknown field `speed`",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_SEGMENT__GZIP", "perhaps")),
+                "environment variable SEGSPOOL_SEGMENT__GZIP: ",
+            ),
+            (
+                "[ingest]\nwrite_key_file = \"/nowhere\"\n",
+                None,
+                "/nowhere: ",
+            ),
+        ] {
+            let error = load(text, variable.as_slice()).expect_err(text).to_string();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn no_message_shows_a_key() {
+        let long = "k".repeat(300);
+        for (text, variable) in [
+            (format!("[ingest]\nwrite_key = \"{long}\"\n"), None),
+            (
+                String::new(),
+                Some(("SEGSPOOL_INGEST__WRITE_KEY", long.as_str())),
+            ),
+        ] {
+            let error = load(&text, variable.as_slice()).expect_err("too long");
+            assert!(!format!("{error} {error:?}").contains("kkkk"));
+        }
+    }
+}
