@@ -24,4 +24,8 @@ pub mod server;
 
 pub mod config;
 
+pub mod daemon;
+
+pub mod cli;
+
 pub mod stand_in;

@@ -1,0 +1,69 @@
+//! The command line: one file a command. Exit codes follow sysexits(3).
+
+mod serve;
+mod stand_in;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A durable local spool for Segment events.
+///
+/// Applications post to it as they would to Segment. It stores every event on disk before it answers, coalesces the
+/// events into Batch calls, and retries until they are delivered.
+#[derive(Debug, Parser)]
+#[command(name = "segspool", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve(serve::Args),
+    /// Run a pretend Segment that counts what it gets and fails on demand
+    StandIn(stand_in::Args),
+}
+
+/// `EX_USAGE`: the command line is wrong.
+const EX_USAGE: u8 = 64;
+/// `EX_UNAVAILABLE`: an address cannot be had.
+const EX_UNAVAILABLE: u8 = 69;
+/// `EX_SOFTWARE`: a part of the process died.
+const EX_SOFTWARE: u8 = 70;
+/// `EX_OSERR`: the operating system did not let it begin.
+const EX_OSERR: u8 = 71;
+/// `EX_IOERR`: the disk failed.
+const EX_IOERR: u8 = 74;
+/// `EX_TEMPFAIL`: another process has the spool; later it may be free.
+const EX_TEMPFAIL: u8 = 75;
+/// `EX_CONFIG`: the configuration is wrong.
+const EX_CONFIG: u8 = 78;
+
+/// Does what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // What cannot be printed cannot be reported either.
+            let _ = e.print();
+            return if e.use_stderr() {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::StandIn(args) => stand_in::run(&args),
+    }
+}
+
+/// Says on standard error what went wrong.
+#[allow(clippy::print_stderr, reason = "a command speaks to whoever called it")]
+fn complain(what: &dyn std::fmt::Display) {
+    eprintln!("segspool: {what}");
+}

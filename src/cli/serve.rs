@@ -1,0 +1,41 @@
+//! `segspool serve`: the daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{EX_CONFIG, EX_IOERR, EX_OSERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, complain};
+use crate::config::Config;
+use crate::daemon::{self, Error};
+use crate::queue::OpenError;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration file; without one, the defaults and SEGSPOOL_SECTION__KEY variables hold
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    // A variable that is not text is none of ours.
+    let variables = std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let config = match Config::load(args.config.as_deref(), variables) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&format_args!("failed to read the configuration: {error}"));
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    let Err(error) = daemon::run(config) else {
+        return ExitCode::SUCCESS;
+    };
+    complain(&error);
+    ExitCode::from(match error {
+        Error::System(_) => EX_OSERR,
+        Error::Bind(_) => EX_UNAVAILABLE,
+        Error::Open(OpenError::InUse { .. }) => EX_TEMPFAIL,
+        Error::Open(OpenError::Format { .. }) | Error::Setup(_) => EX_CONFIG,
+        Error::Open(OpenError::Io(_)) => EX_IOERR,
+        Error::Died(_) => EX_SOFTWARE,
+    })
+}

@@ -1,0 +1,71 @@
+//! `segspool stand-in`: the pretend Segment alone.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use super::{EX_OSERR, EX_UNAVAILABLE, complain};
+use crate::stand_in::{Options, StandIn};
+
+/// It counts every messageId it gets. While it runs, `curl` makes it fail and shows the counts:
+///
+///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '{"status":{"code":503}}'
+///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '"ok"'
+///   curl http://127.0.0.1:7350/stand-in/tally
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    /// Where it listens
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7350")]
+    listen: SocketAddr,
+    /// Let it listen on an address that is not loopback
+    #[arg(long)]
+    allow_remote: bool,
+    /// Keep the events themselves, for GET /stand-in/events
+    #[arg(long)]
+    record: bool,
+    /// Take whatever comes, even beyond Segment's limits
+    #[arg(long)]
+    lenient: bool,
+}
+
+#[allow(
+    clippy::print_stdout,
+    reason = "the address is what whoever called it waits for"
+)]
+pub(super) fn run(args: &Args) -> ExitCode {
+    let options = Options {
+        listen: args.listen,
+        allow_remote: args.allow_remote,
+        strict: !args.lenient,
+        record: args.record,
+        ..Options::default()
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(EX_OSERR);
+        }
+    };
+    runtime.block_on(async {
+        let stand_in = match StandIn::start(options).await {
+            Ok(stand_in) => stand_in,
+            Err(error) => {
+                complain(&format_args!(
+                    "failed to listen on {}: {error}",
+                    args.listen
+                ));
+                return ExitCode::from(EX_UNAVAILABLE);
+            }
+        };
+        println!("the stand-in for Segment listens on {}", stand_in.url());
+        // An error says that signals cannot be had; then only a kill ends it.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        ExitCode::SUCCESS
+    })
+}

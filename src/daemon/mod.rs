@@ -1,0 +1,155 @@
+//! The life of the process: what starts in which order, what a signal does, and how it ends.
+//!
+//! ```text
+//! Starting ─▶ Running ──SIGTERM──▶ Draining ──drained, or after shutdown.drain──▶ Stopped
+//! ```
+//! Start: listeners are bound, the spool is opened, delivery and the listeners begin. Stop: the ingest listeners close
+//! and finish what is under way, delivery goes on for a while, then calls under way are dropped (their events stay), the
+//! queue is closed, the admin listener goes last. A second signal ends the process at once; the spool survives that.
+//! A part that dies ends the process: it never lives on half dead.
+
+mod logging;
+mod notify;
+mod signals;
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::deliver::{Deliver, SetupError};
+use crate::ingest::Ingest;
+use crate::queue::{OpenError, Queue};
+use crate::server::{BindError, Phase, Server};
+use crate::stats::Stats;
+
+use signals::Signals;
+
+/// Why the daemon did not start, or ended other than by a signal.
+#[derive(Debug)]
+pub enum Error {
+    /// The operating system did not let it begin.
+    System(std::io::Error),
+    /// An address is taken.
+    Bind(BindError),
+    /// The spool cannot be used.
+    Open(OpenError),
+    /// Delivery cannot begin.
+    Setup(SetupError),
+    /// A part of it died.
+    Died(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::System(e) => write!(f, "failed to start: {e}"),
+            Error::Bind(e) => write!(f, "{e}"),
+            Error::Open(e) => write!(f, "failed to open the spool: {e}"),
+            Error::Setup(e) => write!(f, "{e}"),
+            Error::Died(part) => write!(f, "{part} has died"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// It did not start, or a part of it died.
+pub fn run(config: Config) -> Result<(), Error> {
+    logging::start(config.log);
+    // Whatever is created is the owner's alone, sled's files included.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let signals = Signals::listen().map_err(Error::System)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::System)?;
+    let result = runtime.block_on(live(config, signals));
+    if let Err(error) = &result {
+        error!(%error, "ended");
+    }
+    result
+}
+
+async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
+    let server = Server::bind(&config.ingest, &config.admin)
+        .await
+        .map_err(Error::Bind)?;
+    let (queue, new_lanes) = open_queue(&config).await?;
+    let stats = Arc::new(Stats::default());
+    let deliver = Deliver::new(
+        &config.deliver(),
+        queue.clone(),
+        new_lanes,
+        Arc::clone(&stats),
+    )
+    .map_err(Error::Setup)?;
+    let ingest = Ingest::new(
+        config.ingest.write_key.clone(),
+        queue.clone(),
+        Arc::clone(&stats),
+    );
+
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        ingest = ?server.ingest_addresses(),
+        admin = %server.admin_address(),
+        data_dir = %config.data_dir.display(),
+        backlog_events = queue.depth().events,
+        durability = queue.durability().as_str(),
+        "segspool is running"
+    );
+    let phase = watch::Sender::new(Phase::Running);
+    let mut serving = tokio::spawn(server.serve(ingest, queue.clone(), stats, phase.subscribe()));
+    let mut delivering = tokio::spawn(deliver.run());
+    notify::ready();
+
+    let ended = tokio::select! {
+        signal = signals.next() => {
+            info!(signal, "stopping");
+            Ok(())
+        }
+        () = queue.ended() => Err(Error::Died("the queue")),
+        _ = &mut delivering => Err(Error::Died("delivery")),
+        _ = &mut serving => Err(Error::Died("the server")),
+    };
+    notify::stopping();
+    phase.send_replace(Phase::Draining);
+    if ended.is_ok() {
+        drain(&config, &queue).await;
+    }
+    delivering.abort();
+    queue.close().await;
+    phase.send_replace(Phase::Stopped);
+    if ended.is_ok() {
+        // An error says that it panicked, which the panic itself has reported.
+        let _ = serving.await;
+        info!(backlog_events = queue.depth().events, "stopped");
+    }
+    ended
+}
+
+async fn open_queue(config: &Config) -> Result<(Queue, crate::queue::NewLanes), Error> {
+    let (data_dir, settings) = (config.data_dir.clone(), config.queue.clone());
+    let opening = tokio::task::spawn_blocking(move || Queue::open(&data_dir, &settings));
+    match opening.await {
+        Ok(opened) => opened.map_err(Error::Open),
+        Err(_) => Err(Error::Died("opening the spool")),
+    }
+}
+
+/// Lets delivery go on until nothing waits, for as long as the configuration grants.
+async fn drain(config: &Config, queue: &Queue) {
+    let drained = tokio::time::timeout(config.shutdown.drain, queue.drained()).await;
+    if drained.is_err() {
+        warn!(
+            backlog_events = queue.depth().events,
+            "stopping with a backlog; it is delivered after the next start"
+        );
+    }
+}
