@@ -104,6 +104,7 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         durability = queue.durability().as_str(),
         "segspool is running"
     );
+    let hurry = deliver.hurry();
     let phase = watch::Sender::new(Phase::Running);
     let mut serving = tokio::spawn(server.serve(ingest, queue.clone(), stats, phase.subscribe()));
     let mut delivering = tokio::spawn(deliver.run());
@@ -121,6 +122,7 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
     notify::stopping();
     phase.send_replace(Phase::Draining);
     if ended.is_ok() {
+        hurry.up();
         drain(&config, &queue).await;
     }
     delivering.abort();

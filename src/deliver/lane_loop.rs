@@ -100,8 +100,10 @@ impl LaneLoop {
                 return;
             }
             let since = *self.lingering_since.get_or_insert_with(Instant::now);
+            let mut hurry = self.context.hurry.subscribe();
             tokio::select! {
                 () = self.reader.published() => {}
+                _ = hurry.wait_for(|hurry| *hurry) => return,
                 () = sleep_until(since + self.context.config.segment.linger) => return,
             }
         }

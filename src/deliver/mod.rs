@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::batch::Limits;
@@ -122,6 +122,19 @@ struct Context {
     stats: Arc<Stats>,
     slots: Semaphore,
     suspect_slots: Semaphore,
+    /// Whether batches go without waiting to fill.
+    hurry: watch::Sender<bool>,
+}
+
+/// Tells delivery that the end is near: from then on no batch waits to fill.
+#[derive(Debug)]
+pub struct Hurry(watch::Sender<bool>);
+
+impl Hurry {
+    /// Sends what waits, however little it is.
+    pub fn up(&self) {
+        self.0.send_replace(true);
+    }
 }
 
 /// Delivery, set up and not begun.
@@ -149,11 +162,18 @@ impl Deliver {
             stats,
             slots: Semaphore::new(CALLS_MAX),
             suspect_slots: Semaphore::new(SUSPECT_CALLS_MAX),
+            hurry: watch::Sender::new(false),
         };
         Ok(Deliver {
             context: Arc::new(context),
             new_lanes,
         })
+    }
+
+    /// A handle that outlives [`Deliver::run`].
+    #[must_use]
+    pub fn hurry(&self) -> Hurry {
+        Hurry(self.context.hurry.clone())
     }
 
     /// Delivers until it is dropped, which ends the calls under way: their events stay in their lanes. Returns only if a lane's

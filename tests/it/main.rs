@@ -1,0 +1,10 @@
+//! The behaviour of the whole, over real sockets and a real disk. One file a behaviour.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod delivery;
+mod house;
+mod ingest;
+mod invariants;
+mod life;

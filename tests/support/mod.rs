@@ -1,0 +1,259 @@
+//! What the integration tests share: the daemon as a process of its own, and applications that post to it.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::Response;
+use segspool::stats::Snapshot;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// Nothing a test waits for takes longer, on the slowest machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The daemon, as a child process that is killed when this is dropped.
+pub(crate) struct Relay {
+    child: Child,
+    pub(crate) ingest: String,
+    pub(crate) admin: String,
+    client: reqwest::Client,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Relay {
+    /// Starts a daemon on free ports with its spool in `data_dir` and Segment at `endpoint`; `settings` are variables of
+    /// the environment without their prefix, such as `("SEGMENT__LINGER", "50ms")`. Returns once it is running.
+    pub(crate) async fn start(data_dir: &Path, endpoint: &str, settings: &[(&str, &str)]) -> Relay {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
+        command
+            .arg("serve")
+            .env("SEGSPOOL_DATA_DIR", data_dir)
+            .env("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:0\"]")
+            .env("SEGSPOOL_ADMIN__LISTEN", "127.0.0.1:0")
+            .env("SEGSPOOL_SEGMENT__ENDPOINT", endpoint)
+            .env("SEGSPOOL_SEGMENT__LINGER", "20ms")
+            .env("SEGSPOOL_RETRY__BASE", "20ms")
+            .env("SEGSPOOL_RETRY__MAX", "200ms")
+            .env("SEGSPOOL_RETRY__HOLD_PROBE", "200ms")
+            .env("SEGSPOOL_QUEUE__MIN_FREE_DISK", "1 MiB")
+            .env("SEGSPOOL_LOG__FORMAT", "json")
+            .envs(
+                settings
+                    .iter()
+                    .map(|(key, value)| (format!("SEGSPOOL_{key}"), value)),
+            );
+        Relay::spawn(command).await
+    }
+
+    /// Starts a daemon by a command of one's own, which must log JSON.
+    pub(crate) async fn spawn(mut command: Command) -> Relay {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the daemon's program is there");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let mut lines = follow(&mut child, Arc::clone(&log));
+        let running = async {
+            while let Some(line) = lines.recv().await {
+                let line: Value = serde_json::from_str(&line).unwrap_or_default();
+                if line["message"] == "segspool is running" {
+                    return line;
+                }
+            }
+            panic!(
+                "the daemon did not start: {:?}",
+                log.lock().expect("no panic under this lock")
+            );
+        };
+        let running = within(running).await;
+        let first = running["ingest"]
+            .as_str()
+            .expect("addresses")
+            .trim_matches(['[', ']']);
+        Relay {
+            child,
+            ingest: format!("http://{first}"),
+            admin: format!("http://{}", running["admin"].as_str().expect("an address")),
+            client: client(),
+            log,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("the daemon was running");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.exit().await
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the daemon was running");
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        within(async {
+            loop {
+                if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    /// Everything it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log
+            .lock()
+            .expect("no panic under this lock")
+            .join("\n")
+    }
+
+    pub(crate) async fn stats(&self) -> Snapshot {
+        let reply = self
+            .client
+            .get(format!("{}/stats", self.admin))
+            .send()
+            .await
+            .expect("stats");
+        serde_json::from_slice(&reply.bytes().await.expect("a body")).expect("a snapshot")
+    }
+
+    /// Asks for the snapshot until it is as wished.
+    pub(crate) async fn until(&self, reached: impl Fn(&Snapshot) -> bool) -> Snapshot {
+        within(async {
+            loop {
+                let stats = self.stats().await;
+                if reached(&stats) {
+                    return stats;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+
+    /// Posts a body to a path with a write key.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        key: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Response {
+        let url = format!("{}{path}", self.ingest);
+        self.client
+            .post(url)
+            .basic_auth(key, Some(""))
+            .body(body)
+            .send()
+            .await
+            .expect("an answer")
+    }
+
+    /// Posts a batch of tracks with these messageIds; true if it was accepted.
+    pub(crate) async fn try_track(&self, key: &str, ids: &[String]) -> bool {
+        let url = format!("{}/v1/batch", self.ingest);
+        let sent = self
+            .client
+            .post(url)
+            .basic_auth(key, Some(""))
+            .body(batch(ids))
+            .send()
+            .await;
+        matches!(sent, Ok(reply) if reply.status() == 200)
+    }
+
+    /// [`Relay::try_track`] that must be accepted.
+    pub(crate) async fn track(&self, key: &str, ids: &[String]) {
+        assert!(
+            self.try_track(key, ids).await,
+            "not accepted: {}",
+            self.log()
+        );
+    }
+
+    /// What `/proc` says of it under `field`, such as `VmHWM`, in bytes.
+    pub(crate) fn memory_bytes(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("a living process");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(field))
+            .expect("the field");
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse().ok())
+            .expect("a number");
+        kib * 1024
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads the daemon's log line by line, keeping all and handing each on.
+fn follow(child: &mut Child, log: Arc<Mutex<Vec<String>>>) -> mpsc::UnboundedReceiver<String> {
+    let stderr = child.stderr.take().expect("standard error is piped");
+    let (send, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            log.lock()
+                .expect("no panic under this lock")
+                .push(line.clone());
+            let _ = send.send(line);
+        }
+    });
+    lines
+}
+
+pub(crate) fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(PATIENCE)
+        .build()
+        .expect("a client")
+}
+
+/// A future that must end while anybody is patient.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("it took too long")
+}
+
+/// The messageIds `<prefix>-<from>`, `<prefix>-<from + 1>`, …
+pub(crate) fn ids(prefix: &str, range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|n| format!("{prefix}-{n}")).collect()
+}
+
+/// A batch body of one track for each messageId.
+pub(crate) fn batch(ids: &[String]) -> String {
+    let events = ids.iter().map(|id| {
+        json!({"type": "track", "userId": "u", "event": "Test", "messageId": id, "properties": {"n": id}})
+    });
+    json!({"batch": events.collect::<Vec<_>>(), "sentAt": "2026-01-01T00:00:00Z"}).to_string()
+}
