@@ -21,7 +21,7 @@ pub(crate) struct Relay {
     child: Child,
     pub(crate) ingest: String,
     pub(crate) admin: String,
-    client: reqwest::Client,
+    poster: Poster,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -76,11 +76,15 @@ impl Relay {
             .as_str()
             .expect("addresses")
             .trim_matches(['[', ']']);
+        let ingest = format!("http://{first}");
         Relay {
             child,
-            ingest: format!("http://{first}"),
+            ingest: ingest.clone(),
             admin: format!("http://{}", running["admin"].as_str().expect("an address")),
-            client: client(),
+            poster: Poster {
+                ingest,
+                client: client(),
+            },
             log,
         }
     }
@@ -129,6 +133,7 @@ impl Relay {
 
     pub(crate) async fn stats(&self) -> Snapshot {
         let reply = self
+            .poster
             .client
             .get(format!("{}/stats", self.admin))
             .send()
@@ -158,36 +163,21 @@ impl Relay {
         key: &str,
         body: impl Into<reqwest::Body>,
     ) -> Response {
-        let url = format!("{}{path}", self.ingest);
-        self.client
-            .post(url)
-            .basic_auth(key, Some(""))
-            .body(body)
-            .send()
-            .await
-            .expect("an answer")
+        self.poster.post(path, key, body).await.expect("an answer")
     }
 
-    /// Posts a batch of tracks with these messageIds; true if it was accepted.
-    pub(crate) async fn try_track(&self, key: &str, ids: &[String]) -> bool {
-        let url = format!("{}/v1/batch", self.ingest);
-        let sent = self
-            .client
-            .post(url)
-            .basic_auth(key, Some(""))
-            .body(batch(ids))
-            .send()
-            .await;
-        matches!(sent, Ok(reply) if reply.status() == 200)
-    }
-
-    /// [`Relay::try_track`] that must be accepted.
+    /// Posts a batch of tracks with these messageIds, which must be accepted.
     pub(crate) async fn track(&self, key: &str, ids: &[String]) {
         assert!(
-            self.try_track(key, ids).await,
+            self.poster.try_track(key, ids).await,
             "not accepted: {}",
             self.log()
         );
+    }
+
+    /// What posts to it, also after it is gone.
+    pub(crate) fn poster(&self) -> Poster {
+        self.poster.clone()
     }
 
     /// What `/proc` says of it under `field`, such as `VmHWM`, in bytes.
@@ -204,6 +194,35 @@ impl Relay {
             .and_then(|n| n.parse().ok())
             .expect("a number");
         kib * 1024
+    }
+}
+
+/// An application.
+#[derive(Clone)]
+pub(crate) struct Poster {
+    ingest: String,
+    client: reqwest::Client,
+}
+
+impl Poster {
+    async fn post(
+        &self,
+        path: &str,
+        key: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::Result<Response> {
+        let url = format!("{}{path}", self.ingest);
+        self.client
+            .post(url)
+            .basic_auth(key, Some(""))
+            .body(body)
+            .send()
+            .await
+    }
+
+    /// Posts a batch of tracks with these messageIds; true if it was accepted.
+    pub(crate) async fn try_track(&self, key: &str, ids: &[String]) -> bool {
+        matches!(self.post("/v1/batch", key, batch(ids)).await, Ok(reply) if reply.status() == 200)
     }
 }
 
