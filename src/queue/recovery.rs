@@ -40,8 +40,7 @@ pub(super) fn take_up(
             recovered.next_position = recovered.next_position.max(extent.last + 1);
             let cursor = by_lane.get(&name.id()).copied().unwrap_or_default();
             let passed = passed(extent, &cursor);
-            let within = (passed != Passed::default()).then_some(volume.number);
-            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor, within)) else {
+            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor)) else {
                 error!(%name, "too many lanes; this one waits for a later start");
                 continue;
             };

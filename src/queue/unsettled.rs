@@ -63,16 +63,21 @@ pub(super) struct Unsettled<V> {
 }
 
 impl<V: Copy + PartialEq> Unsettled<V> {
-    /// Nothing read yet; the lane stands at `cursor`, which lies in `volume` if it lies in any.
-    pub(super) fn new(cursor: Cursor, volume: Option<V>) -> Unsettled<V> {
+    /// Nothing read yet; the lane stands at `cursor`.
+    pub(super) fn new(cursor: Cursor) -> Unsettled<V> {
         Unsettled {
             records: VecDeque::new(),
             head: 0,
             next: 0,
             beyond: BTreeMap::new(),
             resting: cursor,
-            passed_in: volume,
+            passed_in: None,
         }
+    }
+
+    /// Says in which volume the cursor lies, so that what it has passed there goes on being counted.
+    pub(super) fn stands_in(&mut self, volume: V) {
+        self.passed_in = Some(volume);
     }
 
     /// Notes that a record was read, without its first `skipped` events, and returns the ordinal of the first that remains.
@@ -215,7 +220,7 @@ mod tests {
     use super::*;
 
     fn lane() -> Unsettled<u64> {
-        let mut lane = Unsettled::new(Cursor::default(), None);
+        let mut lane = Unsettled::new(Cursor::default());
         assert_eq!(lane.read(10, 1, 100, 0, &[5, 10, 15]), 0);
         assert_eq!(lane.read(12, 1, 200, 0, &[7]), 3);
         assert_eq!(lane.read(20, 2, 300, 0, &[1, 2]), 4);
@@ -290,7 +295,8 @@ mod tests {
                 bytes: 90,
             },
         };
-        let mut lane = Unsettled::new(cursor, Some(1));
+        let mut lane = Unsettled::new(cursor);
+        lane.stands_in(1);
         lane.read(10, 1, 0, 2, &[5, 10]);
         assert_eq!(at(&lane), (10, 2, 9, 90));
         lane.settle(0..1);
@@ -302,7 +308,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_order_of_settling_agrees_with_a_plain_set(ranges in proptest::collection::vec((0u64..40, 0u64..12), 0..30)) {
-            let mut lane = Unsettled::new(Cursor::default(), None);
+            let mut lane = Unsettled::new(Cursor::default());
             for record in 0..10 {
                 lane.read(record, record / 4, 0, 0, &[1, 2, 3, 4]);
             }
