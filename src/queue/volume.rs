@@ -45,6 +45,8 @@ pub(super) struct Volume {
     store: Mutex<Weak<Store>>,
     /// Nothing is published into it any more.
     sealed: AtomicBool,
+    /// A reader could not read it: it is in quarantine, even if it was being written.
+    quarantined: AtomicBool,
     /// How many of its events are not settled.
     unsettled: AtomicU64,
     disk_bytes: AtomicU64,
@@ -59,6 +61,7 @@ impl Volume {
             dir,
             store: Mutex::new(Weak::new()),
             sealed: AtomicBool::new(sealed),
+            quarantined: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
         }
     }
@@ -98,6 +101,11 @@ impl Volume {
     /// Whether it can be deleted: nothing more comes in, and all of it is settled.
     pub(super) fn is_drained(&self) -> bool {
         self.sealed.load(Ordering::Acquire) && self.is_settled()
+    }
+
+    /// Whether it has been taken out of the spool: what is written to it is lost.
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
     }
 
     /// What it takes on disk, in bytes, as last measured.
@@ -394,6 +402,7 @@ impl Volumes {
 
     /// Takes a volume that cannot be read out of the spool. It stays on disk, in `quarantine/`, for whoever can read more of it.
     pub(super) fn move_to_quarantine(&self, volume: &Volume, why: &StoreError) {
+        volume.quarantined.store(true, Ordering::Release);
         self.map().remove(&volume.number);
         self.close(volume);
         let to = self.quarantine.join(volume.number.to_string());
