@@ -268,7 +268,7 @@ impl Queue {
             durability: config.durability,
             volume_bytes: config.volume_bytes.as_u64(),
             next_position: AtomicU64::new(recovered.next_position),
-            next_volume: AtomicU64::new(recovered.next_volume),
+            next_volume: AtomicU64::new(recovered.next_volume.max(volumes.first_free()?)),
             orders,
             keeper: KeeperHandle::default(),
             pulse: Pulse::default(),
