@@ -139,7 +139,12 @@ impl<V: Copy + PartialEq> Unsettled<V> {
             Some(record) => Cursor {
                 position: record.position,
                 events: record.skipped + (self.head - record.first) as u32,
-                passed: self.resting.passed,
+                // Nothing of a volume just reached is passed, even where its first record could not be read.
+                passed: if self.passed_in == Some(record.volume) {
+                    self.resting.passed
+                } else {
+                    Passed::default()
+                },
             },
             None => self.resting,
         }
@@ -263,7 +268,7 @@ mod tests {
                 bytes: 5
             }]
         );
-        assert_eq!(at(&lane), (20, 0, 4, 22));
+        assert_eq!(at(&lane), (20, 0, 0, 0));
         assert_eq!(
             lane.settle(4..6),
             [Settled {
@@ -274,6 +279,15 @@ mod tests {
         );
         assert_eq!(at(&lane), (21, 0, 2, 2));
         assert_eq!(lane.oldest_ms(), None);
+    }
+
+    /// Such a cursor lies behind the first record of its volume, which could not be read. It once claimed what was passed in
+    /// the volume before, and the next start took the rest of this one for settled.
+    #[test]
+    fn a_cursor_in_a_volume_just_reached_has_passed_nothing_of_it() {
+        let mut lane = lane();
+        lane.settle(0..4);
+        assert_eq!(at(&lane), (20, 0, 0, 0));
     }
 
     #[test]
