@@ -34,6 +34,10 @@ pub(super) fn take_up(
         .iter()
         .map(|(name, cursor)| (name.id(), *cursor))
         .collect();
+    // The cursors may have moved on while the file was written; what is accepted now must lie behind each of them.
+    for cursor in by_lane.values() {
+        recovered.next_position = recovered.next_position.max(cursor.position);
+    }
     for (volume, summary) in found {
         recovered.next_volume = recovered.next_volume.max(volume.number + 1);
         for (name, extent) in &summary.lanes {
