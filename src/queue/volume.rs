@@ -399,6 +399,7 @@ impl Volumes {
         self.close(volume);
         let deleted = volume.dir.with_added_extension("deleted");
         fs::rename(&volume.dir, &deleted)?;
+        files::sync(&self.dir)?;
         match fs::remove_file(summary_path(&volume.dir)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
