@@ -203,7 +203,7 @@ pub(super) struct Span {
 }
 
 impl Lane {
-    pub(super) fn new(name: LaneName, cursor: Cursor, volume: Option<VolumeNumber>) -> Lane {
+    pub(super) fn new(name: LaneName, cursor: Cursor) -> Lane {
         Lane {
             id: name.id(),
             name,
@@ -211,7 +211,7 @@ impl Lane {
                 extents: VecDeque::new(),
                 read_to: cursor.position,
                 skip: cursor.events,
-                unsettled: Unsettled::new(cursor, volume),
+                unsettled: Unsettled::new(cursor),
                 depth: Depth::default(),
                 recovered_events: 0,
                 lost_events: 0,
@@ -271,6 +271,9 @@ impl Lane {
     /// Adds what a volume of an earlier process holds: `events` and `bytes` of `extent` are not settled.
     pub(super) fn recover(&self, volume: VolumeNumber, extent: &Extent, events: u64, bytes: u64) {
         let mut state = self.state();
+        if events < extent.events {
+            state.unsettled.stands_in(volume);
+        }
         state.recovered_events += events;
         state.add(
             volume,
@@ -443,7 +446,7 @@ impl Lanes {
 
     /// The lane of that name, made if it is new; `None` where [`LANES_MAX`] lanes exist already.
     pub(super) fn lane(&self, name: &LaneName) -> Option<Arc<Lane>> {
-        self.lane_or(name, || Lane::new(name.clone(), Cursor::default(), None))
+        self.lane_or(name, || Lane::new(name.clone(), Cursor::default()))
     }
 
     pub(super) fn lane_or(&self, name: &LaneName, new: impl FnOnce() -> Lane) -> Option<Arc<Lane>> {

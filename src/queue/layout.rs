@@ -87,12 +87,12 @@ impl Layout {
         files::create_dir(data_dir)?;
         let lock = lock(data_dir)?;
         let path = data_dir.join("format");
-        match fs::read_to_string(&path) {
-            Ok(found) if found == FORMAT => {}
+        match fs::read(&path) {
+            Ok(found) if found == FORMAT.as_bytes() => {}
             Ok(found) => {
                 return Err(OpenError::Format {
                     data_dir: data_dir.to_owned(),
-                    found,
+                    found: String::from_utf8_lossy(&found).into_owned(),
                 });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -62,7 +62,7 @@ use cursors::Cursors;
 use keeper::KeeperHandle;
 use lane::Lanes;
 use layout::Layout;
-use volume::Volumes;
+use volume::{VolumeNumber, Volumes};
 use writer::{Order, Pulse, Writer};
 
 /// A record's place in the order of acceptance, over all lanes; never reused.
@@ -189,7 +189,7 @@ struct Shared {
     opened: Instant,
     threads: Mutex<Option<Threads>>,
     ended: watch::Sender<bool>,
-    settled: Notify,
+    progress: Notify,
 }
 
 struct Threads {
@@ -268,14 +268,14 @@ impl Queue {
             durability: config.durability,
             volume_bytes: config.volume_bytes.as_u64(),
             next_position: AtomicU64::new(recovered.next_position),
-            next_volume: AtomicU64::new(recovered.next_volume),
+            next_volume: AtomicU64::new(recovered.next_volume.max(volumes.first_free()?)),
             orders,
             keeper: KeeperHandle::default(),
             pulse: Pulse::default(),
             opened: Instant::now(),
             threads: Mutex::default(),
             ended: watch::Sender::new(false),
-            settled: Notify::new(),
+            progress: Notify::new(),
             layout,
             lanes,
             volumes,
@@ -375,7 +375,7 @@ impl Queue {
     /// Returns once every event is settled.
     pub async fn drained(&self) {
         loop {
-            let mut settled = std::pin::pin!(self.shared.settled.notified());
+            let mut settled = std::pin::pin!(self.shared.progress.notified());
             settled.as_mut().enable();
             if self.depth().events == 0 {
                 return;
@@ -418,6 +418,17 @@ impl Queue {
 }
 
 impl Shared {
+    /// So many events of these volumes have left the queue.
+    fn settled(&self, parts: impl IntoIterator<Item = (VolumeNumber, u64)>) {
+        for (volume, events) in parts {
+            if let Some(volume) = self.volumes.get(volume) {
+                volume.settle(events);
+            }
+        }
+        self.keeper.wake();
+        self.progress.notify_waiters();
+    }
+
     fn start(self: &Arc<Self>, orders: mpsc::Receiver<Order>) -> Result<(), OpenError> {
         let writer = Writer::new(Arc::clone(self), orders)?;
         let ended = EndGuard(self.ended.clone());

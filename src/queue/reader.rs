@@ -63,13 +63,9 @@ impl LaneReader {
 
     /// Settles events by their ordinals: they were delivered, or are safe as dead letters. Settling twice counts once.
     pub fn settle(&self, ordinals: Range<u64>) {
-        for part in self.lane.settle(ordinals) {
-            if let Some(volume) = self.shared.volumes.get(part.volume) {
-                volume.settle(part.events);
-            }
-        }
-        self.shared.keeper.wake();
-        self.shared.settled.notify_waiters();
+        let settled = self.lane.settle(ordinals);
+        self.shared
+            .settled(settled.iter().map(|part| (part.volume, part.events)));
     }
 }
 
@@ -81,7 +77,7 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
     {
         let Some(volume) = shared.volumes.get(span.volume) else {
             // Another lane's reader found it unreadable.
-            give_up(lane, span.volume, u64::MAX);
+            give_up(shared, lane, span.volume, u64::MAX);
             continue;
         };
         let scanned = shared.volumes.open_for_reading(&volume).and_then(|store| {
@@ -103,10 +99,7 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
         });
         match scanned {
             Ok(false) => {}
-            Ok(true) => {
-                let missing = give_up(lane, span.volume, span.last);
-                volume.settle(missing);
-            }
+            Ok(true) => give_up(shared, lane, span.volume, span.last),
             Err(StoreError::Io(e)) if records.is_empty() => {
                 return Err(ReadError(StoreError::Io(e)));
             }
@@ -116,17 +109,19 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
             }
             Err(corrupt) => {
                 shared.volumes.move_to_quarantine(&volume, &corrupt);
-                give_up(lane, span.volume, u64::MAX);
+                give_up(shared, lane, span.volume, u64::MAX);
             }
         }
     }
     Ok(records)
 }
 
-fn give_up(lane: &Lane, volume: u64, through: u64) -> u64 {
+/// Counts as lost what is missing of a volume, and leaves the queue as if it had been settled: nobody else will.
+fn give_up(shared: &Shared, lane: &Lane, volume: u64, through: u64) {
     let missing = lane.give_up(volume, through);
-    if missing > 0 {
-        error!(lane = %lane.id(), volume, events = missing, "events were lost with what cannot be read");
+    if missing == 0 {
+        return;
     }
-    missing
+    error!(lane = %lane.id(), volume, events = missing, "events were lost with what cannot be read");
+    shared.settled([(volume, missing)]);
 }

@@ -34,14 +34,17 @@ pub(super) fn take_up(
         .iter()
         .map(|(name, cursor)| (name.id(), *cursor))
         .collect();
+    // The cursors may have moved on while the file was written; what is accepted now must lie behind each of them.
+    for cursor in by_lane.values() {
+        recovered.next_position = recovered.next_position.max(cursor.position);
+    }
     for (volume, summary) in found {
         recovered.next_volume = recovered.next_volume.max(volume.number + 1);
         for (name, extent) in &summary.lanes {
             recovered.next_position = recovered.next_position.max(extent.last + 1);
             let cursor = by_lane.get(&name.id()).copied().unwrap_or_default();
             let passed = passed(extent, &cursor);
-            let within = (passed != Passed::default()).then_some(volume.number);
-            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor, within)) else {
+            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor)) else {
                 error!(%name, "too many lanes; this one waits for a later start");
                 continue;
             };

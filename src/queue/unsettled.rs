@@ -63,16 +63,21 @@ pub(super) struct Unsettled<V> {
 }
 
 impl<V: Copy + PartialEq> Unsettled<V> {
-    /// Nothing read yet; the lane stands at `cursor`, which lies in `volume` if it lies in any.
-    pub(super) fn new(cursor: Cursor, volume: Option<V>) -> Unsettled<V> {
+    /// Nothing read yet; the lane stands at `cursor`.
+    pub(super) fn new(cursor: Cursor) -> Unsettled<V> {
         Unsettled {
             records: VecDeque::new(),
             head: 0,
             next: 0,
             beyond: BTreeMap::new(),
             resting: cursor,
-            passed_in: volume,
+            passed_in: None,
         }
+    }
+
+    /// Says in which volume the cursor lies, so that what it has passed there goes on being counted.
+    pub(super) fn stands_in(&mut self, volume: V) {
+        self.passed_in = Some(volume);
     }
 
     /// Notes that a record was read, without its first `skipped` events, and returns the ordinal of the first that remains.
@@ -134,7 +139,12 @@ impl<V: Copy + PartialEq> Unsettled<V> {
             Some(record) => Cursor {
                 position: record.position,
                 events: record.skipped + (self.head - record.first) as u32,
-                passed: self.resting.passed,
+                // Nothing of a volume just reached is passed, even where its first record could not be read.
+                passed: if self.passed_in == Some(record.volume) {
+                    self.resting.passed
+                } else {
+                    Passed::default()
+                },
             },
             None => self.resting,
         }
@@ -215,7 +225,7 @@ mod tests {
     use super::*;
 
     fn lane() -> Unsettled<u64> {
-        let mut lane = Unsettled::new(Cursor::default(), None);
+        let mut lane = Unsettled::new(Cursor::default());
         assert_eq!(lane.read(10, 1, 100, 0, &[5, 10, 15]), 0);
         assert_eq!(lane.read(12, 1, 200, 0, &[7]), 3);
         assert_eq!(lane.read(20, 2, 300, 0, &[1, 2]), 4);
@@ -258,7 +268,7 @@ mod tests {
                 bytes: 5
             }]
         );
-        assert_eq!(at(&lane), (20, 0, 4, 22));
+        assert_eq!(at(&lane), (20, 0, 0, 0));
         assert_eq!(
             lane.settle(4..6),
             [Settled {
@@ -269,6 +279,15 @@ mod tests {
         );
         assert_eq!(at(&lane), (21, 0, 2, 2));
         assert_eq!(lane.oldest_ms(), None);
+    }
+
+    /// Such a cursor lies behind the first record of its volume, which could not be read. It once claimed what was passed in
+    /// the volume before, and the next start took the rest of this one for settled.
+    #[test]
+    fn a_cursor_in_a_volume_just_reached_has_passed_nothing_of_it() {
+        let mut lane = lane();
+        lane.settle(0..4);
+        assert_eq!(at(&lane), (20, 0, 0, 0));
     }
 
     #[test]
@@ -290,7 +309,8 @@ mod tests {
                 bytes: 90,
             },
         };
-        let mut lane = Unsettled::new(cursor, Some(1));
+        let mut lane = Unsettled::new(cursor);
+        lane.stands_in(1);
         lane.read(10, 1, 0, 2, &[5, 10]);
         assert_eq!(at(&lane), (10, 2, 9, 90));
         lane.settle(0..1);
@@ -302,7 +322,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_order_of_settling_agrees_with_a_plain_set(ranges in proptest::collection::vec((0u64..40, 0u64..12), 0..30)) {
-            let mut lane = Unsettled::new(Cursor::default(), None);
+            let mut lane = Unsettled::new(Cursor::default());
             for record in 0..10 {
                 lane.read(record, record / 4, 0, 0, &[1, 2, 3, 4]);
             }

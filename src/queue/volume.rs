@@ -6,7 +6,7 @@
 //!
 //! Keys: `l` + lane id → the lane's name; `r` + lane id + position → a record's frame.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,8 @@ pub(super) struct Volume {
     store: Mutex<Weak<Store>>,
     /// Nothing is published into it any more.
     sealed: AtomicBool,
+    /// A reader could not read it: it is in quarantine, even if it was being written.
+    quarantined: AtomicBool,
     /// How many of its events are not settled.
     unsettled: AtomicU64,
     disk_bytes: AtomicU64,
@@ -59,6 +61,7 @@ impl Volume {
             dir,
             store: Mutex::new(Weak::new()),
             sealed: AtomicBool::new(sealed),
+            quarantined: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
         }
     }
@@ -98,6 +101,11 @@ impl Volume {
     /// Whether it can be deleted: nothing more comes in, and all of it is settled.
     pub(super) fn is_drained(&self) -> bool {
         self.sealed.load(Ordering::Acquire) && self.is_settled()
+    }
+
+    /// Whether it has been taken out of the spool: what is written to it is lost.
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
     }
 
     /// What it takes on disk, in bytes, as last measured.
@@ -233,7 +241,8 @@ impl Volumes {
     /// The volumes of a spool, none of them known yet.
     pub(super) fn new(dir: PathBuf, quarantine: PathBuf, barrier: Barrier) -> io::Result<Volumes> {
         files::create_dir(&dir)?;
-        let quarantined = fs::read_dir(&quarantine).map_or(0, Iterator::count) as u64;
+        files::create_dir(&quarantine)?;
+        let quarantined = numbers_in(&quarantine)?.collect::<BTreeSet<_>>().len() as u64;
         Ok(Volumes {
             dir,
             quarantine,
@@ -257,16 +266,12 @@ impl Volumes {
                 .file_name()
                 .and_then(|n| n.to_str())
                 .unwrap_or_default();
-            match name.split_once('.') {
-                None if name.parse::<VolumeNumber>().is_ok() && path.is_dir() => {
-                    numbers.extend(name.parse::<VolumeNumber>())
-                }
-                Some((_, "deleted")) => fs::remove_dir_all(&path)?,
-                Some((number, "summary")) if !self.dir.join(number).is_dir() => {
-                    fs::remove_file(&path)?
-                }
-                Some((_, "summary")) => {}
-                Some((_, "summary.new")) => fs::remove_file(&path)?,
+            let (number, kind) = name.split_once('.').unwrap_or((name, ""));
+            match (parse_number(number), kind) {
+                (Some(number), "") if path.is_dir() => numbers.push(number),
+                (Some(_), "deleted") if path.is_dir() => fs::remove_dir_all(&path)?,
+                (Some(_), "summary") if self.dir.join(number).is_dir() => {}
+                (Some(_), "summary" | "summary.new") if path.is_file() => fs::remove_file(&path)?,
                 _ => {
                     warn!(path = %path.display(), "a foreign file lies among the volumes; it is left alone")
                 }
@@ -278,6 +283,16 @@ impl Volumes {
             found.extend(self.recover_one(number)?);
         }
         Ok(found)
+    }
+
+    /// The first number that nothing bears, here or in quarantine. A number is not given twice, even where the cursors that
+    /// know which were are lost.
+    ///
+    /// # Errors
+    /// Where the disk does not let it look.
+    pub(super) fn first_free(&self) -> io::Result<VolumeNumber> {
+        let used = numbers_in(&self.dir)?.chain(numbers_in(&self.quarantine)?);
+        Ok(used.max().map_or(0, |number| number + 1))
     }
 
     fn recover_one(&self, number: VolumeNumber) -> io::Result<Option<(Arc<Volume>, Summary)>> {
@@ -384,6 +399,7 @@ impl Volumes {
         self.close(volume);
         let deleted = volume.dir.with_added_extension("deleted");
         fs::rename(&volume.dir, &deleted)?;
+        files::sync(&self.dir)?;
         match fs::remove_file(summary_path(&volume.dir)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -394,17 +410,21 @@ impl Volumes {
 
     /// Takes a volume that cannot be read out of the spool. It stays on disk, in `quarantine/`, for whoever can read more of it.
     pub(super) fn move_to_quarantine(&self, volume: &Volume, why: &StoreError) {
+        volume.quarantined.store(true, Ordering::Release);
         self.map().remove(&volume.number);
         self.close(volume);
         let to = self.quarantine.join(volume.number.to_string());
         let moved = files::create_dir(&self.quarantine)
             .and_then(|()| fs::rename(&volume.dir, &to))
+            .and_then(|()| files::sync(&self.quarantine))
             .and_then(|()| files::sync(&self.dir));
-        self.quarantined.fetch_add(1, Ordering::Relaxed);
         match moved {
             Ok(()) => {
+                self.quarantined.fetch_add(1, Ordering::Relaxed);
                 error!(volume = volume.number, %why, moved_to = %to.display(), "a volume cannot be read; it is in quarantine")
             }
+            // Another lane's reader was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
             Err(e) => {
                 error!(volume = volume.number, %why, error = %e, "a volume cannot be read, nor moved to quarantine")
             }
@@ -420,6 +440,22 @@ impl Volumes {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The number that a name says, written as we write it. The last one is not used: there is none after it.
+fn parse_number(name: &str) -> Option<VolumeNumber> {
+    let number = name.parse::<VolumeNumber>().ok()?;
+    (number != VolumeNumber::MAX && name == number.to_string()).then_some(number)
+}
+
+/// The numbers that the names in `dir` bear, some of them more than once.
+fn numbers_in(dir: &Path) -> io::Result<impl Iterator<Item = VolumeNumber>> {
+    let entries = fs::read_dir(dir)?;
+    Ok(entries.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        let name = name.to_str()?;
+        parse_number(name.split_once('.').map_or(name, |(number, _)| number))
+    }))
 }
 
 fn summary_path(dir: &Path) -> PathBuf {

@@ -244,12 +244,16 @@ impl Writer {
         if changes.bytes() > 0 {
             active.store.commit(changes)?;
         }
+        if active.volume.is_quarantined() {
+            return Err(StoreError::Corrupt("a reader could not read it".into()));
+        }
         active.volume.measure();
         active.publish(packed)
     }
 
-    /// The active volume; makes one where there is none.
+    /// The active volume; makes one where there is none that can be written.
     fn active(&mut self) -> Result<&mut Active, StoreError> {
+        self.active.take_if(|a| a.volume.is_quarantined());
         if self.active.is_none() {
             let number = self.shared.next_volume.fetch_add(1, Ordering::Relaxed);
             let (volume, store) = self.shared.volumes.create(number)?;
@@ -279,7 +283,7 @@ impl Writer {
 
     /// Ends the active volume's writing; the next group begins a new one.
     fn seal(&mut self) {
-        let Some(active) = self.active.take() else {
+        let Some(active) = self.active.take_if(|a| !a.volume.is_quarantined()) else {
             return;
         };
         active.volume.seal(&active.summary());
@@ -300,6 +304,9 @@ impl Writer {
         let Some(active) = self.active.take() else {
             return;
         };
+        if active.volume.is_quarantined() {
+            return;
+        }
         active.volume.disown_store();
         active.volume.seal(&active.summary());
         self.shared.keeper.wake();
