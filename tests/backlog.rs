@@ -3,6 +3,11 @@
 //!
 //! `SEGSPOOL_BACKLOG_EVENTS` sets how many events; the figures are printed with `--nocapture`.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the figures are for whoever runs it with --nocapture"
+)]
+
 #[path = "support/mod.rs"]
 mod support;
 

@@ -1,5 +1,10 @@
 //! Kill it: thirty lives end by SIGKILL under load, with Segment up and down, and every event answered 200 arrives.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the figures are for whoever runs it with --nocapture"
+)]
+
 #[path = "support/mod.rs"]
 mod support;
 

@@ -288,12 +288,12 @@ impl Gravedigger {
         let mut changes = Changes::default();
         let (mut events, mut bytes) = (0, 0);
         for (id, letter) in letters {
-            if store.contains(&id).map_err(failed)? {
-                continue;
-            }
             let value = encode(&letter);
-            events += 1;
-            bytes += value.len() as u64 + LETTER_OVERHEAD_BYTES;
+            // A letter that is there already is written again, since the sync it came with may have failed; it counts once.
+            if !store.contains(&id).map_err(failed)? {
+                events += 1;
+                bytes += value.len() as u64 + LETTER_OVERHEAD_BYTES;
+            }
             if counts.bytes.load(Ordering::Relaxed) + bytes > max_bytes {
                 return Err(BuryError::Full);
             }

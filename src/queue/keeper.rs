@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use super::Shared;
 use super::cursors::Cursors;
+use super::store::StoreError;
 use super::writer::{IDLE_BYTES, Order};
 
 /// A crash re-sends at most what was settled in this time.
@@ -96,6 +97,11 @@ fn save(shared: &Shared) -> bool {
         return false;
     }
     for volume in drained {
+        if volume.is_damaged() {
+            let why = StoreError::Corrupt("events are missing in it".into());
+            shared.volumes.move_to_quarantine(&volume, &why);
+            continue;
+        }
         match shared.volumes.delete(&volume) {
             Ok(()) => debug!(volume = volume.number, "deleted a drained volume"),
             Err(error) => {

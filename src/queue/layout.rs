@@ -148,9 +148,10 @@ fn lock(data_dir: &Path) -> Result<File, OpenError> {
         }
         Err(TryLockError::Error(e)) => return Err(e.into()),
     }
-    lock.set_len(0)?;
-    lock.rewind()?;
-    writeln!(lock, "{}", std::process::id())?;
+    // The number is only for the message above: a full disk does not keep the daemon from starting.
+    let _ = lock.set_len(0);
+    let _ = lock.rewind();
+    let _ = writeln!(lock, "{}", std::process::id());
     Ok(lock)
 }
 

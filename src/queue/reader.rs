@@ -50,7 +50,7 @@ impl LaneReader {
         self.lane.published.notified().await;
     }
 
-    /// Reads on: records of at least `bytes_min` bytes of events together, fewer where the lane has no more.
+    /// Reads on, and must be awaited to its end: what it has read is not read again. Records of at least `bytes_min` bytes of events together, fewer where the lane has no more.
     ///
     /// # Errors
     /// [`ReadError`] where the disk fails for a reason that may pass.
@@ -121,6 +121,9 @@ fn give_up(shared: &Shared, lane: &Lane, volume: u64, through: u64) {
     let missing = lane.give_up(volume, through);
     if missing == 0 {
         return;
+    }
+    if let Some(volume) = shared.volumes.get(volume) {
+        volume.mark_damaged();
     }
     error!(lane = %lane.id(), volume, events = missing, "events were lost with what cannot be read");
     shared.settled([(volume, missing)]);

@@ -44,16 +44,16 @@ pub(super) fn take_up(
             recovered.next_position = recovered.next_position.max(extent.last + 1);
             let cursor = by_lane.get(&name.id()).copied().unwrap_or_default();
             let passed = passed(extent, &cursor);
-            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor)) else {
-                error!(%name, "too many lanes; this one waits for a later start");
-                continue;
-            };
             let left = Depth {
                 events: extent.events.saturating_sub(passed.events),
                 bytes: extent.bytes.saturating_sub(passed.bytes),
             };
+            volume.add(left.events);
+            let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor)) else {
+                error!(%name, "too many lanes; this one waits for a later start");
+                continue;
+            };
             if left.events > 0 {
-                volume.add(left.events);
                 lane.recover(volume.number, extent, left.events, left.bytes);
                 recovered.depth.events += left.events;
                 recovered.depth.bytes += left.bytes;

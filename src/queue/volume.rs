@@ -28,6 +28,9 @@ pub(super) type VolumeNumber = u64;
 /// Sealed volumes kept open because a lane is reading them. Each costs its sled cache, 8 MiB at most.
 const OPEN_SEALED_MAX: usize = 2;
 
+/// What a crash in the first commit, of which nothing was acknowledged, leaves at most: sled's own and one commit.
+const UNACKNOWLEDGED_BYTES_MAX: u64 = 1024 * 1024;
+
 const SUMMARY: &str = "summary";
 
 /// What a volume holds, lane by lane.
@@ -47,6 +50,8 @@ pub(super) struct Volume {
     sealed: AtomicBool,
     /// A reader could not read it: it is in quarantine, even if it was being written.
     quarantined: AtomicBool,
+    /// Events are missing in it: it is kept, in quarantine, when what could be read is settled.
+    damaged: AtomicBool,
     /// How many of its events are not settled.
     unsettled: AtomicU64,
     disk_bytes: AtomicU64,
@@ -62,6 +67,7 @@ impl Volume {
             store: Mutex::new(Weak::new()),
             sealed: AtomicBool::new(sealed),
             quarantined: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
         }
     }
@@ -108,6 +114,16 @@ impl Volume {
         self.quarantined.load(Ordering::Acquire)
     }
 
+    /// Notes that events are missing in it.
+    pub(super) fn mark_damaged(&self) {
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether events are missing in it.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
     /// What it takes on disk, in bytes, as last measured.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.disk_bytes.load(Ordering::Relaxed)
@@ -151,6 +167,19 @@ impl Volume {
                 }
             }
         })
+    }
+
+    /// [`Volume::survey`], which must find something in a volume that was written to: sled opens many a damaged file as an
+    /// empty database.
+    fn survey_checked(&self, store: &Store) -> Result<Summary, StoreError> {
+        let written = self.disk_bytes();
+        let summary = self.survey(store)?;
+        if summary.lanes.is_empty() && written > UNACKNOWLEDGED_BYTES_MAX {
+            return Err(StoreError::Corrupt(format!(
+                "nothing can be read of {written} bytes"
+            )));
+        }
+        Ok(summary)
     }
 
     /// Reads all of it and makes the summary that was never written.
@@ -301,7 +330,7 @@ impl Volumes {
             Ok(Some(summary)) => summary,
             Ok(None) | Err(_) => match volume
                 .open(&self.barrier)
-                .and_then(|store| volume.survey(&store))
+                .and_then(|store| volume.survey_checked(&store))
             {
                 Ok(summary) => {
                     volume.seal(&summary);
@@ -323,9 +352,13 @@ impl Volumes {
         &self,
         number: VolumeNumber,
     ) -> Result<(Arc<Volume>, Arc<Store>), StoreError> {
-        files::create_dir(&self.dir.join(number.to_string()))?;
+        let dir = self.dir.join(number.to_string());
+        files::create_dir(&dir)?;
         let volume = Arc::new(Volume::new(&self.dir, number, false));
-        let store = volume.open(&self.barrier)?;
+        let store = volume.open(&self.barrier).inspect_err(|_| {
+            // It holds nothing, and the next attempt has another number.
+            let _ = fs::remove_dir_all(&dir);
+        })?;
         volume.measure();
         self.map().insert(number, Arc::clone(&volume));
         Ok((volume, store))

@@ -173,7 +173,11 @@ impl Writer {
             .admit(&self.shared, group.stored_bytes())
         {
             Ok(()) => self.store(&group.packed),
-            Err(full) => Err(full),
+            Err(full) => {
+                // Only sealed volumes give their disk back.
+                self.seal();
+                Err(full)
+            }
         };
         for reply in group.replies {
             // A client that went away before the answer still has its events stored, once.

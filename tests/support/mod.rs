@@ -205,7 +205,7 @@ pub(crate) struct Poster {
 }
 
 impl Poster {
-    async fn post(
+    pub(crate) async fn post(
         &self,
         path: &str,
         key: &str,
