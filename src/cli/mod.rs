@@ -1,5 +1,6 @@
 //! The command line: one file a command. Exit codes follow sysexits(3).
 
+mod demo;
 mod serve;
 mod stand_in;
 
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Run the daemon
     Serve(serve::Args),
+    /// Watch it lose nothing while Segment goes down and the relay is killed
+    Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
     StandIn(stand_in::Args),
 }
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
     }
 }

@@ -4,6 +4,7 @@
 mod support;
 
 mod delivery;
+mod demo;
 mod house;
 mod ingest;
 mod invariants;
