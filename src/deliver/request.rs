@@ -60,9 +60,9 @@ impl Sender {
     /// # Errors
     /// The endpoint is no URL, or the system has no usable TLS roots.
     pub(super) fn new(config: &Config) -> Result<Sender, SetupError> {
-        let failed = |e: &dyn std::fmt::Display| SetupError(e.to_string());
         let endpoint = config.segment.endpoint.trim_end_matches('/');
-        let url = Url::parse(&format!("{endpoint}/v1/batch")).map_err(|e| failed(&e))?;
+        let url = Url::parse(&format!("{endpoint}/v1/batch"))
+            .map_err(|e| SetupError(format!("segment.endpoint is not a URL: {e}")))?;
         // An error says that another part of the process has chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
@@ -70,9 +70,14 @@ impl Sender {
             .timeout(config.segment.timeout)
             .pool_idle_timeout(IDLE_CONNECTION_MAX)
             // A redirected POST would arrive as a GET; and a key is not to follow a stranger's word.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|e| failed(&e))?;
+            .redirect(reqwest::redirect::Policy::none());
+        // Plain HTTP needs no roots, which a bare container may not have.
+        let client = if url.scheme() == "http" {
+            client.tls_certs_only([])
+        } else {
+            client
+        };
+        let client = client.build().map_err(|e| SetupError(describe(e)))?;
         Ok(Sender {
             client,
             url,

@@ -1,32 +1,68 @@
 //! Whether there is room: for the spool under its bound, and for everything else on its file system.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{AppendError, Shared};
+use super::AppendError;
 
 /// The bounds of the disk.
 #[derive(Debug)]
 pub(super) struct Capacity {
-    pub(super) data_dir: PathBuf,
-    pub(super) max_bytes: u64,
-    pub(super) min_free_disk: u64,
+    data_dir: PathBuf,
+    max_bytes: u64,
+    min_free_disk: u64,
+    /// Whether the last group was let in, so that a change is logged once.
+    full: AtomicBool,
 }
 
 impl Capacity {
-    /// Lets a group in that takes `bytes` as stored, or says that the queue is full.
-    pub(super) fn admit(&self, shared: &Shared, bytes: u64) -> Result<(), AppendError> {
-        if shared.volumes.disk_bytes() + bytes > self.max_bytes {
-            return Err(AppendError::Full);
+    pub(super) fn new(data_dir: &Path, max_bytes: u64, min_free_disk: u64) -> Capacity {
+        Capacity {
+            data_dir: data_dir.to_owned(),
+            max_bytes,
+            min_free_disk,
+            full: AtomicBool::new(false),
         }
-        if self
+    }
+
+    /// What the volumes may take, in bytes.
+    pub(super) fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    /// Lets a group in that takes `bytes` as stored where the volumes take `used`, or says that the queue is full.
+    pub(super) fn admit(&self, used: u64, bytes: u64) -> Result<(), AppendError> {
+        let bound = if used + bytes > self.max_bytes {
+            Some("queue.max_bytes")
+        } else if self
             .free_disk_bytes()
             .is_some_and(|free| free < self.min_free_disk + bytes)
         {
-            return Err(AppendError::Full);
+            Some("queue.min_free_disk")
+        } else {
+            None
+        };
+        let was_full = self.full.swap(bound.is_some(), Ordering::Relaxed);
+        match bound {
+            Some(bound) => {
+                if !was_full {
+                    warn!(
+                        bound,
+                        used_bytes = used,
+                        "the queue is full; events are refused until it drains"
+                    );
+                }
+                Err(AppendError::Full)
+            }
+            None => {
+                if was_full {
+                    info!(used_bytes = used, "the queue takes events again");
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// What the file system of the spool has left for us, in bytes; none where it does not say.

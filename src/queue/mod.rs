@@ -255,11 +255,11 @@ impl Queue {
 
         let (orders, received) = mpsc::channel(writer::WAITING_MAX);
         let shared = Arc::new(Shared {
-            capacity: Capacity {
-                data_dir: data_dir.to_owned(),
-                max_bytes: config.max_bytes.as_u64(),
-                min_free_disk: config.min_free_disk.as_u64(),
-            },
+            capacity: Capacity::new(
+                data_dir,
+                config.max_bytes.as_u64(),
+                config.min_free_disk.as_u64(),
+            ),
             dead_letters: DeadLetters::start(
                 &layout,
                 config.dead_letter_max_bytes.as_u64(),
@@ -342,7 +342,7 @@ impl Queue {
         let volumes = self.shared.volumes.all();
         Usage {
             disk_bytes: volumes.iter().map(|v| v.disk_bytes()).sum(),
-            max_bytes: self.shared.capacity.max_bytes,
+            max_bytes: self.shared.capacity.max_bytes(),
             free_disk_bytes: self.shared.capacity.free_disk_bytes().unwrap_or_default(),
             volumes: volumes.len() as u64,
             quarantined_volumes: self.shared.volumes.quarantined(),

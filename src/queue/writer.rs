@@ -167,11 +167,8 @@ impl Writer {
             }
         }
         group.pack_the_rest(self);
-        let answer = match self
-            .shared
-            .capacity
-            .admit(&self.shared, group.stored_bytes())
-        {
+        let used = self.shared.volumes.disk_bytes();
+        let answer = match self.shared.capacity.admit(used, group.stored_bytes()) {
             Ok(()) => self.store(&group.packed),
             Err(full) => {
                 // Only sealed volumes give their disk back.
