@@ -1186,7 +1186,8 @@ fn copy_spool(from: &Path, to: &Path) {
 
 fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
-    let mut paths = files_of(from);
+    let entries: io::Result<Vec<_>> = fs::read_dir(from)?.map(|e| Ok(e?.path())).collect();
+    let mut paths = entries?;
     paths.sort_unstable();
     for path in paths {
         let to = to.join(path.file_name().expect("an entry has a name"));

@@ -19,6 +19,11 @@ const LEAST_KIB: usize = 16;
 /// A body that has not arrived by then is given up: it holds room that others wait for.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How much of an unwanted body is read, in bytes, before its connection may be reset: several times what any SDK sends.
+const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// And for how long: less than the 8 s after which the most impatient client gives up.
+const DISCARD_MAX: Duration = Duration::from_secs(5);
+
 /// Why a body did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
@@ -88,7 +93,7 @@ impl Bodies {
     pub(super) async fn read(
         &self,
         headers: &HeaderMap,
-        body: Incoming,
+        body: &mut Incoming,
     ) -> Result<Held<'_>, BodyError> {
         let too_large = BodyError::TooLarge { max: self.max };
         let gzip = is_gzip(headers)?;
@@ -113,7 +118,7 @@ impl Bodies {
         Ok(Held { bytes, _room: room })
     }
 
-    async fn collect(&self, mut body: Incoming, exact: Option<u64>) -> Result<Bytes, BodyError> {
+    async fn collect(&self, body: &mut Incoming, exact: Option<u64>) -> Result<Bytes, BodyError> {
         let mut bytes = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
@@ -146,6 +151,21 @@ impl Bodies {
         }
         Ok(bytes.into())
     }
+}
+
+/// Reads what is left of a body that nobody wants, within bounds. A connection closed with unread data is reset, and the sender,
+/// still writing, would never see its answer and try again.
+pub(super) async fn discard(body: &mut Incoming) {
+    let reading = async {
+        let mut left = DISCARD_BYTES_MAX;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // However far it came, the answer goes out now.
+    let _ = tokio::time::timeout(DISCARD_MAX, reading).await;
 }
 
 fn is_gzip(headers: &HeaderMap) -> Result<bool, BodyError> {

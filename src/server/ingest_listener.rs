@@ -5,10 +5,11 @@ use std::sync::Arc;
 use base64::Engine as _;
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
 use tracing::debug;
 
-use super::body::Bodies;
+use super::body::{self, Bodies};
 use super::listener::Service;
 use super::reply::{self, Error, Reply};
 use super::routes;
@@ -26,7 +27,8 @@ pub(super) struct IngestListener {
 
 impl Service for IngestListener {
     async fn serve(&self, request: Request<Incoming>) -> Reply {
-        match self.accept(request).await {
+        let (head, mut body) = request.into_parts();
+        match self.accept(&head, &mut body).await {
             Ok(reply) => reply,
             Err(error) => {
                 let reply = reply::error(&error);
@@ -38,6 +40,7 @@ impl Service for IngestListener {
                     ?error,
                     "a request was not accepted"
                 );
+                body::discard(&mut body).await;
                 reply
             }
         }
@@ -45,14 +48,13 @@ impl Service for IngestListener {
 }
 
 impl IngestListener {
-    async fn accept(&self, request: Request<Incoming>) -> Result<Reply, Error> {
-        let call = routes::ingest_call(request.uri().path()).ok_or(Error::NotFound)?;
-        if request.method() != Method::POST {
+    async fn accept(&self, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
+        let call = routes::ingest_call(head.uri.path()).ok_or(Error::NotFound)?;
+        if head.method != Method::POST {
             return Err(Error::Method { allowed: "POST" });
         }
         self.stats.requests.add(1);
-        let credentials = write_key(request.headers()).map_err(Error::Credentials)?;
-        let (head, body) = request.into_parts();
+        let credentials = write_key(&head.headers).map_err(Error::Credentials)?;
         let body = self
             .bodies
             .read(&head.headers, body)
