@@ -21,7 +21,7 @@ use segspool::stand_in::{Options, StandIn};
 
 use support::{Poster, Relay};
 
-const EVENTS: usize = 200_000;
+const EVENTS: usize = 1_000_000;
 const REQUEST_EVENTS: usize = 100;
 const APPLICATIONS: usize = 8;
 /// What the daemon may take at its peak, in bytes.

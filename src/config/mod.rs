@@ -373,6 +373,12 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_file_is_the_defaults() {
+        let packaged = include_str!("../../packaging/config.toml");
+        assert_eq!(load(packaged, &[]).expect("loaded"), Config::default());
+    }
+
+    #[test]
     fn sizes_and_durations_are_written_as_people_write_them() {
         let config = load(
             "[queue]\nmax_bytes = \"2 GiB\"\n[segment]\nlinger = \"250ms\"\nmax_batch_bytes = 480_000\n",
