@@ -9,3 +9,4 @@ mod house;
 mod ingest;
 mod invariants;
 mod life;
+mod trace;
