@@ -17,10 +17,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info};
 
 use super::lane::{Extent, Lane, LaneId};
-use super::record::{Header, Packer, Run};
+use super::record::{Packer, Run};
 use super::store::{Changes, Store, StoreError};
 use super::volume::{Summary, Volume, put_name, put_record};
-use super::{AppendError, Position, Shared};
+use super::{AppendError, Shared};
 
 /// Requests that may wait for the next group. Their bodies are bounded by the listener; this bounds their number.
 pub(super) const WAITING_MAX: usize = 4096;
@@ -92,7 +92,7 @@ struct Active {
 /// A record ready to be stored.
 struct Packed {
     lane: Arc<Lane>,
-    position: Position,
+    extent: Extent,
     frame: Vec<u8>,
 }
 
@@ -196,10 +196,18 @@ impl Writer {
 
     fn pack(&mut self, lane: &Arc<Lane>, run: &mut Run) -> Packed {
         let position = self.shared.next_position.fetch_add(1, Ordering::Relaxed);
+        let extent = Extent {
+            first: position,
+            last: position,
+            records: 1,
+            events: run.len() as u64,
+            bytes: run.byte_len() as u64,
+            accepted_at_ms: now_ms(),
+        };
         Packed {
             lane: Arc::clone(lane),
-            position,
-            frame: self.packer.pack(run, now_ms()),
+            extent,
+            frame: self.packer.pack(run, extent.accepted_at_ms),
         }
     }
 
@@ -235,7 +243,7 @@ impl Writer {
             put_record(
                 &mut changes,
                 record.lane.id(),
-                record.position,
+                record.extent.first,
                 &record.frame,
             );
             if changes.bytes() >= COMMIT_BYTES {
@@ -249,7 +257,8 @@ impl Writer {
             return Err(StoreError::Corrupt("a reader could not read it".into()));
         }
         active.volume.measure();
-        active.publish(packed)
+        active.publish(packed);
+        Ok(())
     }
 
     /// The active volume; makes one where there is none that can be written.
@@ -315,18 +324,15 @@ impl Writer {
 }
 
 impl Active {
-    fn publish(&mut self, packed: &[Packed]) -> Result<(), StoreError> {
-        for record in packed {
-            let header = Header::of(&record.frame).map_err(|e| StoreError::Corrupt(e.0.into()))?;
-            let extent = Extent::of(record.position, &header);
+    fn publish(&mut self, packed: &[Packed]) {
+        for Packed { lane, extent, .. } in packed {
             self.extents
-                .entry(record.lane.id())
-                .and_modify(|(_, e)| e.extend(&extent))
-                .or_insert_with(|| (Arc::clone(&record.lane), extent));
+                .entry(lane.id())
+                .and_modify(|(_, e)| e.extend(extent))
+                .or_insert_with(|| (Arc::clone(lane), *extent));
             self.volume.add(extent.events);
-            record.lane.publish(self.volume.number, &extent);
+            lane.publish(self.volume.number, extent);
         }
-        Ok(())
     }
 
     fn summary(&self) -> Summary {
