@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::Position;
 use super::files;
-use super::lane::LaneName;
+use super::name::LaneName;
 use super::volume::VolumeNumber;
 
 const WHAT: &str = "cursors";

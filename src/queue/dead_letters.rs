@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::lane::LaneName;
 use super::layout::Layout;
+use super::name::LaneName;
 use super::store::{Barrier, Changes, Store, StoreError};
 use super::{OpenError, Position};
 

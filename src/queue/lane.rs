@@ -3,90 +3,21 @@
 //! The writer publishes what has become durable, one delivery loop reads and settles; both hold the lane's lock for a few
 //! lines only. Depth is counted here, never asked of the disk. A lane knows nothing of calls, answers or retries.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
-use uuid::Uuid;
+use tokio::sync::Notify;
 
 use super::Position;
 use super::cursors::Cursor;
+use super::name::{LaneId, LaneName};
 use super::record::Unpacked;
 use super::unsettled::{Settled, Unsettled};
 use super::volume::VolumeNumber;
-
-/// Every lane costs memory and a line in the cursors for as long as the process lives; a client that invents write keys must
-/// not exhaust either.
-pub(super) const LANES_MAX: usize = 65_536;
-
-/// What a lane is for: a kind of destination and the key of one destination of that kind (a write key, a URL). The key is a
-/// secret: `Debug` and `Display` show its last four characters.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct LaneName {
-    /// The kind of destination, such as `segment`.
-    pub destination: String,
-    key: String,
-}
-
-impl LaneName {
-    /// The lane of the destination `key` of the kind `destination`.
-    pub fn new(destination: impl Into<String>, key: impl Into<String>) -> LaneName {
-        LaneName {
-            destination: destination.into(),
-            key: key.into(),
-        }
-    }
-
-    /// The key itself, for the call to the destination and nothing else.
-    #[must_use]
-    pub fn expose_key(&self) -> &str {
-        &self.key
-    }
-
-    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four.
-    #[must_use]
-    pub fn masked_key(&self) -> String {
-        let shown = match self.key.char_indices().rev().nth(3) {
-            Some((at, _)) if at > 0 => &self.key[at..],
-            _ => "",
-        };
-        format!("…{shown}")
-    }
-
-    /// The lane's identity in URLs, logs and volumes.
-    #[must_use]
-    pub fn id(&self) -> LaneId {
-        let name = format!("{}\0{}", self.destination, self.key);
-        let digest = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes());
-        LaneId(digest.as_u64_pair().0)
-    }
-}
-
-impl fmt::Display for LaneName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.destination, self.masked_key())
-    }
-}
-
-impl fmt::Debug for LaneName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LaneName({self})")
-    }
-}
-
-/// A lane's identity: a digest of its name, the same in every process. Shown as 16 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LaneId(pub(super) u64);
-
-impl fmt::Display for LaneId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// How much waits: events accepted and not settled, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -427,81 +358,5 @@ impl State {
                 accepted_at_ms: extent.accepted_at_ms,
             }),
         }
-    }
-}
-
-/// All lanes, by their identity. New ones are announced to whoever delivers.
-pub(super) struct Lanes {
-    by_id: Mutex<HashMap<LaneId, Arc<Lane>>>,
-    announce: mpsc::UnboundedSender<Arc<Lane>>,
-}
-
-impl Lanes {
-    pub(super) fn new(announce: mpsc::UnboundedSender<Arc<Lane>>) -> Lanes {
-        Lanes {
-            by_id: Mutex::default(),
-            announce,
-        }
-    }
-
-    /// The lane of that name, made if it is new; `None` where [`LANES_MAX`] lanes exist already.
-    pub(super) fn lane(&self, name: &LaneName) -> Option<Arc<Lane>> {
-        self.lane_or(name, || Lane::new(name.clone(), Cursor::default()))
-    }
-
-    pub(super) fn lane_or(&self, name: &LaneName, new: impl FnOnce() -> Lane) -> Option<Arc<Lane>> {
-        let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lane) = by_id.get(&name.id()) {
-            return Some(Arc::clone(lane));
-        }
-        if by_id.len() >= LANES_MAX {
-            return None;
-        }
-        let lane = Arc::new(new());
-        by_id.insert(lane.id, Arc::clone(&lane));
-        // Without a receiver nobody delivers: a spool that is only written to.
-        let _ = self.announce.send(Arc::clone(&lane));
-        Some(lane)
-    }
-
-    /// All of them, in no order.
-    pub(super) fn all(&self) -> Vec<Arc<Lane>> {
-        let by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        by_id.values().cloned().collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
-        for (key, shown) in [
-            ("0123456789ab12", "…ab12"),
-            ("12345", "…2345"),
-            ("1234", "…"),
-            ("", "…"),
-            ("éäöüß", "…äöüß"),
-        ] {
-            let name = LaneName::new("segment", key);
-            assert_eq!(name.masked_key(), shown);
-            assert_eq!(
-                format!("{name} {name:?}"),
-                format!("segment {shown} LaneName(segment {shown})")
-            );
-        }
-    }
-
-    #[test]
-    fn a_lane_has_the_same_id_in_every_process() {
-        assert_eq!(
-            LaneName::new("segment", "key").id().to_string(),
-            LaneName::new("segment", "key").id().to_string()
-        );
-        assert_ne!(
-            LaneName::new("segment", "key").id(),
-            LaneName::new("webhook", "key").id()
-        );
     }
 }

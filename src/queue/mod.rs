@@ -22,9 +22,12 @@ mod record;
 mod store;
 
 mod volume;
+mod volumes;
 
 mod cursors;
 mod lane;
+mod lanes;
+mod name;
 mod unsettled;
 
 mod capacity;
@@ -51,8 +54,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info};
 
 pub use dead_letters::{BuryError, DeadLetter, DeadLetters};
-pub use lane::{Depth, Lane, LaneId, LaneName, Record};
+pub use lane::{Depth, Lane, Record};
 pub use layout::OpenError;
+pub use name::{LaneId, LaneName};
 pub use reader::{LaneReader, ReadError};
 pub use record::Run;
 pub use store::Barrier;
@@ -60,9 +64,10 @@ pub use store::Barrier;
 use capacity::Capacity;
 use cursors::Cursors;
 use keeper::KeeperHandle;
-use lane::Lanes;
+use lanes::Lanes;
 use layout::Layout;
-use volume::{VolumeNumber, Volumes};
+use volume::VolumeNumber;
+use volumes::Volumes;
 use writer::{Order, Pulse, Writer};
 
 /// A record's place in the order of acceptance, over all lanes; never reused.

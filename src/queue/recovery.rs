@@ -7,7 +7,9 @@ use tracing::error;
 
 use super::Position;
 use super::cursors::{Cursor, Cursors, Passed};
-use super::lane::{Depth, Extent, Lane, LaneId, Lanes};
+use super::lane::{Depth, Extent, Lane};
+use super::lanes::Lanes;
+use super::name::LaneId;
 use super::volume::{Summary, Volume, VolumeNumber};
 
 /// What was taken up, and from where to go on.

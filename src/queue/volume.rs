@@ -1,32 +1,29 @@
-//! Volumes: slices of the spool, each a sled database of its own in a numbered directory.
+//! A volume: a slice of the spool, a sled database of its own in a numbered directory.
 //!
-//! A volume is written until it is full, then sealed: nothing in it changes any more, and a summary beside it tells what it
+//! It is written until it is full, then sealed: nothing in it changes any more, and a summary beside it tells what it
 //! holds, so that a start counts the backlog without reading it. It is deleted whole once every event in it is settled.
-//! Only the volumes being written or read are open.
+//! It is open only while it is written or read.
 //!
 //! Keys: `l` + lane id → the lane's name; `r` + lane id + position → a record's frame.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::Position;
 use super::files;
-use super::lane::{Extent, LaneId, LaneName};
+use super::lane::Extent;
+use super::name::{LaneId, LaneName};
 use super::record::{Damaged, Header, Unpacked, unpack};
 use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
 
 /// A volume's number: they only ever grow.
 pub(super) type VolumeNumber = u64;
-
-/// Sealed volumes kept open because a lane is reading them. Each costs its sled cache, 8 MiB at most.
-const OPEN_SEALED_MAX: usize = 2;
 
 /// What a crash in the first commit, of which nothing was acknowledged, leaves at most: sled's own and one commit.
 const UNACKNOWLEDGED_BYTES_MAX: u64 = 1024 * 1024;
@@ -58,7 +55,8 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    fn new(dir: &Path, number: VolumeNumber, sealed: bool) -> Volume {
+    /// The volume of that number in the directory of all volumes.
+    pub(super) fn new(dir: &Path, number: VolumeNumber, sealed: bool) -> Volume {
         let dir = dir.join(number.to_string());
         Volume {
             number,
@@ -70,6 +68,26 @@ impl Volume {
             damaged: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
         }
+    }
+
+    /// Where it lies.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where its summary lies.
+    pub(super) fn summary_path(&self) -> PathBuf {
+        self.dir.with_added_extension("summary")
+    }
+
+    /// What it holds, in a volume of an earlier process: by its summary, or read through and then sealed.
+    pub(super) fn summary(&self, barrier: &Barrier) -> Result<Summary, StoreError> {
+        if let Ok(Some(summary)) = files::load(&self.summary_path(), SUMMARY) {
+            return Ok(summary);
+        }
+        let summary = self.survey_checked(&*self.open(barrier)?)?;
+        self.seal(&summary);
+        Ok(summary)
     }
 
     /// Opens its database, or shares it with those who have it open.
@@ -106,7 +124,17 @@ impl Volume {
 
     /// Whether it can be deleted: nothing more comes in, and all of it is settled.
     pub(super) fn is_drained(&self) -> bool {
-        self.sealed.load(Ordering::Acquire) && self.is_settled()
+        self.is_sealed() && self.is_settled()
+    }
+
+    /// Notes that it has been taken out of the spool.
+    pub(super) fn mark_quarantined(&self) {
+        self.quarantined.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing more is published into it.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
     }
 
     /// Whether it has been taken out of the spool: what is written to it is lost.
@@ -138,7 +166,7 @@ impl Volume {
 
     /// Ends its writing. The summary is a convenience of the next start: without it the volume is read through.
     pub(super) fn seal(&self, summary: &Summary) {
-        if let Err(error) = files::save(&summary_path(&self.dir), SUMMARY, summary) {
+        if let Err(error) = files::save(&self.summary_path(), SUMMARY, summary) {
             warn!(volume = self.number, %error, "failed to write a volume's summary");
         }
         self.measure();
@@ -183,7 +211,7 @@ impl Volume {
     }
 
     /// Reads all of it and makes the summary that was never written.
-    pub(super) fn survey(&self, store: &Store) -> Result<Summary, StoreError> {
+    fn survey(&self, store: &Store) -> Result<Summary, StoreError> {
         let mut names = BTreeMap::new();
         store.scan(
             &lane_key(LaneId(0))[..]..=&lane_key(LaneId(u64::MAX))[..],
@@ -236,7 +264,7 @@ impl Extent {
 }
 
 /// Notes another record of a lane.
-pub(super) fn add_extent(extents: &mut BTreeMap<LaneId, Extent>, lane: LaneId, extent: Extent) {
+fn add_extent(extents: &mut BTreeMap<LaneId, Extent>, lane: LaneId, extent: Extent) {
     extents
         .entry(lane)
         .and_modify(|e| e.extend(&extent))
@@ -252,247 +280,6 @@ pub(super) fn put_name(changes: &mut Changes, name: &LaneName) -> io::Result<()>
 /// Stores a record's frame.
 pub(super) fn put_record(changes: &mut Changes, lane: LaneId, position: Position, frame: &[u8]) {
     changes.put(&record_key(lane, position), frame);
-}
-
-/// The volumes on disk.
-#[derive(Debug)]
-pub(super) struct Volumes {
-    dir: PathBuf,
-    quarantine: PathBuf,
-    barrier: Barrier,
-    by_number: Mutex<BTreeMap<VolumeNumber, Arc<Volume>>>,
-    /// Sealed volumes' databases kept open, the one used last at the back.
-    open: Mutex<VecDeque<(VolumeNumber, Arc<Store>)>>,
-    quarantined: AtomicU64,
-}
-
-impl Volumes {
-    /// The volumes of a spool, none of them known yet.
-    pub(super) fn new(dir: PathBuf, quarantine: PathBuf, barrier: Barrier) -> io::Result<Volumes> {
-        files::create_dir(&dir)?;
-        files::create_dir(&quarantine)?;
-        let quarantined = numbers_in(&quarantine)?.collect::<BTreeSet<_>>().len() as u64;
-        Ok(Volumes {
-            dir,
-            quarantine,
-            barrier,
-            by_number: Mutex::default(),
-            open: Mutex::default(),
-            quarantined: AtomicU64::new(quarantined),
-        })
-    }
-
-    /// Finds what an earlier process left: for each volume that can be read, what it holds. Clears half-deleted ones away, and
-    /// moves what cannot be read to quarantine.
-    ///
-    /// # Errors
-    /// Where the disk does not let it look, or a volume fails for a reason that may pass.
-    pub(super) fn recover(&self) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let name = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
-            let (number, kind) = name.split_once('.').unwrap_or((name, ""));
-            match (parse_number(number), kind) {
-                (Some(number), "") if path.is_dir() => numbers.push(number),
-                (Some(_), "deleted") if path.is_dir() => fs::remove_dir_all(&path)?,
-                (Some(_), "summary") if self.dir.join(number).is_dir() => {}
-                (Some(_), "summary" | "summary.new") if path.is_file() => fs::remove_file(&path)?,
-                _ => {
-                    warn!(path = %path.display(), "a foreign file lies among the volumes; it is left alone")
-                }
-            }
-        }
-        numbers.sort_unstable();
-        let mut found = Vec::new();
-        for number in numbers {
-            found.extend(self.recover_one(number)?);
-        }
-        Ok(found)
-    }
-
-    /// The first number that nothing bears, here or in quarantine. A number is not given twice, even where the cursors that
-    /// know which were are lost.
-    ///
-    /// # Errors
-    /// Where the disk does not let it look.
-    pub(super) fn first_free(&self) -> io::Result<VolumeNumber> {
-        let used = numbers_in(&self.dir)?.chain(numbers_in(&self.quarantine)?);
-        Ok(used.max().map_or(0, |number| number + 1))
-    }
-
-    fn recover_one(&self, number: VolumeNumber) -> io::Result<Option<(Arc<Volume>, Summary)>> {
-        let volume = Arc::new(Volume::new(&self.dir, number, true));
-        let summary = match files::load(&summary_path(&volume.dir), SUMMARY) {
-            Ok(Some(summary)) => summary,
-            Ok(None) | Err(_) => match volume
-                .open(&self.barrier)
-                .and_then(|store| volume.survey_checked(&store))
-            {
-                Ok(summary) => {
-                    volume.seal(&summary);
-                    summary
-                }
-                Err(StoreError::Io(e)) => return Err(e),
-                Err(corrupt) => {
-                    self.move_to_quarantine(&volume, &corrupt);
-                    return Ok(None);
-                }
-            },
-        };
-        self.map().insert(number, Arc::clone(&volume));
-        Ok(Some((volume, summary)))
-    }
-
-    /// Makes a new volume and opens it for writing.
-    pub(super) fn create(
-        &self,
-        number: VolumeNumber,
-    ) -> Result<(Arc<Volume>, Arc<Store>), StoreError> {
-        let dir = self.dir.join(number.to_string());
-        files::create_dir(&dir)?;
-        let volume = Arc::new(Volume::new(&self.dir, number, false));
-        let store = volume.open(&self.barrier).inspect_err(|_| {
-            // It holds nothing, and the next attempt has another number.
-            let _ = fs::remove_dir_all(&dir);
-        })?;
-        volume.measure();
-        self.map().insert(number, Arc::clone(&volume));
-        Ok((volume, store))
-    }
-
-    /// The volume of that number, unless it is gone.
-    pub(super) fn get(&self, number: VolumeNumber) -> Option<Arc<Volume>> {
-        self.map().get(&number).cloned()
-    }
-
-    /// All of them, oldest first.
-    pub(super) fn all(&self) -> Vec<Arc<Volume>> {
-        self.map().values().cloned().collect()
-    }
-
-    /// How many lie in quarantine.
-    pub(super) fn quarantined(&self) -> u64 {
-        self.quarantined.load(Ordering::Relaxed)
-    }
-
-    /// What all of them take on disk, in bytes, as last measured.
-    pub(super) fn disk_bytes(&self) -> u64 {
-        self.map().values().map(|v| v.disk_bytes()).sum()
-    }
-
-    /// A volume's database for reading. A sealed one stays open for the next reader.
-    pub(super) fn open_for_reading(&self, volume: &Volume) -> Result<Arc<Store>, StoreError> {
-        let store = volume.open(&self.barrier)?;
-        if volume.sealed.load(Ordering::Acquire) {
-            self.keep_open(volume, Arc::clone(&store));
-        }
-        Ok(store)
-    }
-
-    /// Keeps a sealed volume's database open for its next reader, and closes the one that has rested longest.
-    pub(super) fn keep_open(&self, volume: &Volume, store: Arc<Store>) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|(number, _)| *number != volume.number);
-        open.push_back((volume.number, store));
-        let closed = if open.len() > OPEN_SEALED_MAX {
-            open.pop_front()
-        } else {
-            None
-        };
-        // Closing a database takes a while: not under this lock.
-        drop(open);
-        drop(closed);
-    }
-
-    /// Closes a volume's database as soon as nobody reads it.
-    pub(super) fn close(&self, volume: &Volume) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = open.iter().position(|(number, _)| *number == volume.number);
-        let closed = at.and_then(|at| open.remove(at));
-        drop(open);
-        drop(closed);
-    }
-
-    /// Closes every database kept open.
-    pub(super) fn close_all(&self) {
-        let closed = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(closed);
-    }
-
-    /// Deletes a drained volume: first its name disappears, so that a crash leaves nothing that could be read by half.
-    ///
-    /// # Errors
-    /// The disk's. What is left is cleared away at the next start.
-    pub(super) fn delete(&self, volume: &Volume) -> io::Result<()> {
-        self.map().remove(&volume.number);
-        self.close(volume);
-        let deleted = volume.dir.with_added_extension("deleted");
-        fs::rename(&volume.dir, &deleted)?;
-        files::sync(&self.dir)?;
-        match fs::remove_file(summary_path(&volume.dir)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        fs::remove_dir_all(&deleted)?;
-        files::sync(&self.dir)
-    }
-
-    /// Takes a volume that cannot be read out of the spool. It stays on disk, in `quarantine/`, for whoever can read more of it.
-    pub(super) fn move_to_quarantine(&self, volume: &Volume, why: &StoreError) {
-        volume.quarantined.store(true, Ordering::Release);
-        self.map().remove(&volume.number);
-        self.close(volume);
-        let to = self.quarantine.join(volume.number.to_string());
-        let moved = files::create_dir(&self.quarantine)
-            .and_then(|()| fs::rename(&volume.dir, &to))
-            .and_then(|()| files::sync(&self.quarantine))
-            .and_then(|()| files::sync(&self.dir));
-        match moved {
-            Ok(()) => {
-                self.quarantined.fetch_add(1, Ordering::Relaxed);
-                error!(volume = volume.number, %why, moved_to = %to.display(), "a volume cannot be read; it is in quarantine")
-            }
-            // Another lane's reader was faster.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
-            Err(e) => {
-                error!(volume = volume.number, %why, error = %e, "a volume cannot be read, nor moved to quarantine")
-            }
-        }
-        // The summary goes with it: it tells what the volume held.
-        if let Err(e) = fs::rename(summary_path(&volume.dir), summary_path(&to)) {
-            info!(volume = volume.number, error = %e, "the volume in quarantine has no summary");
-        }
-    }
-
-    fn map(&self) -> MutexGuard<'_, BTreeMap<VolumeNumber, Arc<Volume>>> {
-        self.by_number
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The number that a name says, written as we write it. The last one is not used: there is none after it.
-fn parse_number(name: &str) -> Option<VolumeNumber> {
-    let number = name.parse::<VolumeNumber>().ok()?;
-    (number != VolumeNumber::MAX && name == number.to_string()).then_some(number)
-}
-
-/// The numbers that the names in `dir` bear, some of them more than once.
-fn numbers_in(dir: &Path) -> io::Result<impl Iterator<Item = VolumeNumber>> {
-    let entries = fs::read_dir(dir)?;
-    Ok(entries.flatten().filter_map(|entry| {
-        let name = entry.file_name();
-        let name = name.to_str()?;
-        parse_number(name.split_once('.').map_or(name, |(number, _)| number))
-    }))
-}
-
-fn summary_path(dir: &Path) -> PathBuf {
-    dir.with_added_extension("summary")
 }
 
 fn lane_key(lane: LaneId) -> [u8; 9] {

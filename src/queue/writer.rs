@@ -16,7 +16,8 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info};
 
-use super::lane::{Extent, Lane, LaneId};
+use super::lane::{Extent, Lane};
+use super::name::LaneId;
 use super::record::{Packer, Run};
 use super::store::{Changes, Store, StoreError};
 use super::volume::{Summary, Volume, put_name, put_record};

@@ -1,0 +1,106 @@
+//! What a lane is called: a destination, whose key is a secret, and the identity made of both.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What a lane is for: a kind of destination and the key of one destination of that kind (a write key, a URL). The key is a
+/// secret: `Debug` and `Display` show its last four characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LaneName {
+    /// The kind of destination, such as `segment`.
+    pub destination: String,
+    key: String,
+}
+
+impl LaneName {
+    /// The lane of the destination `key` of the kind `destination`.
+    pub fn new(destination: impl Into<String>, key: impl Into<String>) -> LaneName {
+        LaneName {
+            destination: destination.into(),
+            key: key.into(),
+        }
+    }
+
+    /// The key itself, for the call to the destination and nothing else.
+    #[must_use]
+    pub fn expose_key(&self) -> &str {
+        &self.key
+    }
+
+    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four.
+    #[must_use]
+    pub fn masked_key(&self) -> String {
+        let shown = match self.key.char_indices().rev().nth(3) {
+            Some((at, _)) if at > 0 => &self.key[at..],
+            _ => "",
+        };
+        format!("…{shown}")
+    }
+
+    /// The lane's identity in URLs, logs and volumes.
+    #[must_use]
+    pub fn id(&self) -> LaneId {
+        let name = format!("{}\0{}", self.destination, self.key);
+        let digest = Uuid::new_v5(&Uuid::NAMESPACE_URL, name.as_bytes());
+        LaneId(digest.as_u64_pair().0)
+    }
+}
+
+impl fmt::Display for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.destination, self.masked_key())
+    }
+}
+
+impl fmt::Debug for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LaneName({self})")
+    }
+}
+
+/// A lane's identity: a digest of its name, the same in every process. Shown as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub(super) u64);
+
+impl fmt::Display for LaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
+        for (key, shown) in [
+            ("0123456789ab12", "…ab12"),
+            ("12345", "…2345"),
+            ("1234", "…"),
+            ("", "…"),
+            ("éäöüß", "…äöüß"),
+        ] {
+            let name = LaneName::new("segment", key);
+            assert_eq!(name.masked_key(), shown);
+            assert_eq!(
+                format!("{name} {name:?}"),
+                format!("segment {shown} LaneName(segment {shown})")
+            );
+        }
+    }
+
+    #[test]
+    fn a_lane_has_the_same_id_in_every_process() {
+        assert_eq!(
+            LaneName::new("segment", "key").id().to_string(),
+            LaneName::new("segment", "key").id().to_string()
+        );
+        assert_ne!(
+            LaneName::new("segment", "key").id(),
+            LaneName::new("webhook", "key").id()
+        );
+    }
+}
