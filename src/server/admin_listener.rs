@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::Phase;
+use super::guard::Guard;
 use super::listener::Service;
 use super::reply::{self, Error, Reply};
 use crate::queue::{Lane, Queue};
@@ -32,10 +33,14 @@ pub(super) struct AdminListener {
     pub(super) queue: Queue,
     pub(super) stats: Arc<Stats>,
     pub(super) phase: watch::Receiver<Phase>,
+    pub(super) guard: Guard,
 }
 
 impl Service for AdminListener {
     async fn serve(&self, request: Request<Incoming>) -> Reply {
+        if let Err(foreign) = self.guard.admit(request.headers()) {
+            return reply::error(&Error::Foreign(foreign));
+        }
         let (method, path) = (request.method(), request.uri().path());
         match path {
             "/stats" | "/healthz" | "/readyz" if method != Method::GET => {

@@ -10,11 +10,12 @@ use hyper::{HeaderMap, Method, Request};
 use tracing::debug;
 
 use super::body::{self, Bodies};
+use super::guard::Guard;
 use super::listener::Service;
 use super::reply::{self, Error, Reply};
-use super::routes;
+use super::routes::{self, Route};
 use crate::event::{Code, Rejection, WriteKey};
-use crate::ingest::Ingest;
+use crate::ingest::{Call, Ingest};
 use crate::stats::Stats;
 
 /// What the ingest listener works with.
@@ -23,37 +24,50 @@ pub(super) struct IngestListener {
     pub(super) ingest: Ingest,
     pub(super) bodies: Bodies,
     pub(super) stats: Arc<Stats>,
+    pub(super) guard: Guard,
 }
 
 impl Service for IngestListener {
     async fn serve(&self, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
-        match self.accept(&head, &mut body).await {
+        let origin = match self.guard.admit(&head.headers) {
+            Ok(origin) => origin,
+            Err(foreign) => return self.refuse(&Error::Foreign(foreign), &mut body).await,
+        };
+        let reply = match self.answer(&head, &mut body).await {
             Ok(reply) => reply,
-            Err(error) => {
-                let reply = reply::error(&error);
-                if matches!(reply.status().as_u16(), 413 | 429 | 503) {
-                    self.stats.refused_requests.add(1);
-                }
-                debug!(
-                    status = reply.status().as_u16(),
-                    ?error,
-                    "a request was not accepted"
-                );
-                body::discard(&mut body).await;
-                reply
-            }
+            Err(error) => self.refuse(&error, &mut body).await,
+        };
+        match origin {
+            Some(origin) => reply::shown_to(origin, reply),
+            None => reply,
         }
     }
 }
 
 impl IngestListener {
-    async fn accept(&self, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
-        let call = routes::ingest_call(head.uri.path()).ok_or(Error::NotFound)?;
-        if head.method != Method::POST {
-            return Err(Error::Method { allowed: "POST" });
+    async fn answer(&self, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
+        let route = routes::ingest(head.uri.path()).ok_or(Error::NotFound)?;
+        match head.method {
+            Method::POST => {}
+            Method::OPTIONS => return Ok(reply::preflight()),
+            _ => {
+                return Err(Error::Method {
+                    allowed: "POST, OPTIONS",
+                });
+            }
         }
         self.stats.requests.add(1);
+        match route {
+            Route::Events(call) => self.accept(call, head, body).await,
+            Route::ClientMetrics => {
+                body::discard(body).await;
+                Ok(reply::success())
+            }
+        }
+    }
+
+    async fn accept(&self, call: Call, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
         let credentials = write_key(&head.headers).map_err(Error::Credentials)?;
         let body = self
             .bodies
@@ -66,6 +80,20 @@ impl IngestListener {
             .await
             .map_err(Error::Refused)?;
         Ok(reply::accepted(&accepted))
+    }
+
+    async fn refuse(&self, error: &Error, body: &mut Incoming) -> Reply {
+        let reply = reply::error(error);
+        if matches!(reply.status().as_u16(), 413 | 429 | 503) {
+            self.stats.refused_requests.add(1);
+        }
+        debug!(
+            status = reply.status().as_u16(),
+            ?error,
+            "a request was not accepted"
+        );
+        body::discard(body).await;
+        reply
     }
 }
 

@@ -9,6 +9,8 @@ mod listener;
 mod admin_listener;
 mod ingest_listener;
 
+mod guard;
+
 mod body;
 mod reply;
 mod routes;
@@ -30,6 +32,7 @@ use crate::stats::Stats;
 
 use admin_listener::AdminListener;
 use body::Bodies;
+use guard::Guard;
 use ingest_listener::IngestListener;
 use listener::Listener;
 
@@ -41,6 +44,10 @@ pub struct IngestConfig {
     pub listen: Vec<SocketAddr>,
     /// The largest body, decoded.
     pub max_body: ByteSize,
+    /// Origins of pages that may post from a browser; `*` for all, empty for none.
+    pub cors_origins: Vec<String>,
+    /// Names by which the listener may be called, besides addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
     /// The write key of requests that carry none.
     #[serde(deserialize_with = "key_or_none")]
     pub write_key: Option<WriteKey>,
@@ -54,6 +61,8 @@ impl Default for IngestConfig {
         IngestConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346))],
             max_body: ByteSize::mib(8),
+            cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             write_key: None,
             write_key_file: None,
         }
@@ -120,6 +129,7 @@ pub struct Server {
     ingest: Vec<Listener>,
     admin: Listener,
     max_body: usize,
+    guard: Guard,
 }
 
 impl Server {
@@ -135,6 +145,10 @@ impl Server {
         Ok(Server {
             ingest: listeners,
             admin: Listener::bind(admin.listen).await?,
+            guard: Guard {
+                hosts: ingest.allowed_hosts.clone(),
+                origins: ingest.cors_origins.clone(),
+            },
             max_body: usize::try_from(ingest.max_body.as_u64()).unwrap_or(usize::MAX),
         })
     }
@@ -164,11 +178,17 @@ impl Server {
             ingest,
             bodies: Bodies::new(self.max_body),
             stats: Arc::clone(&stats),
+            guard: self.guard.clone(),
         });
         let admin_listener = Arc::new(AdminListener {
             queue,
             stats,
             phase: phase.clone(),
+            // Browsers show the admin listener's pages to its own origin alone.
+            guard: Guard {
+                origins: Vec::new(),
+                ..self.guard
+            },
         });
 
         let admin = self

@@ -6,11 +6,16 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
+    CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
+};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::body::BodyError;
+use super::guard::Foreign;
 use crate::ingest::{Accepted, Refusal};
 use crate::queue::AppendError;
 
@@ -24,9 +29,14 @@ const FULL_RETRY_SECONDS: u16 = 30;
 /// How long when the disk failed, or the daemon is about to be back.
 const FAULT_RETRY_SECONDS: u16 = 5;
 
+/// How long a browser may remember that it may post, in seconds: two hours, the most that Chromium grants.
+const PREFLIGHT_SECONDS: &str = "7200";
+
 /// Why a request was not served, other than by its content.
 #[derive(Debug)]
 pub(super) enum Error {
+    /// A browser sent it on behalf of a page that may not.
+    Foreign(Foreign),
     /// No such path.
     NotFound,
     /// The path does not take this method.
@@ -75,6 +85,46 @@ pub(super) fn accepted(accepted: &Accepted) -> Reply {
     reply
 }
 
+/// The reply to a browser that asks before it posts.
+pub(super) fn preflight() -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    let headers = reply.headers_mut();
+    headers.insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("POST, GET, OPTIONS"),
+    );
+    // What analytics-next 1.84 sends, and what its users may add.
+    let names = "authorization, content-type, x-retry-count";
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static(names),
+    );
+    headers.insert(
+        ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static(PREFLIGHT_SECONDS),
+    );
+    reply
+}
+
+/// Lets the pages of an origin read a reply.
+pub(super) fn shown_to(origin: &HeaderValue, mut reply: Reply) -> Reply {
+    let headers = reply.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    // With credentials a browser accepts no `*`, so the origin itself is named, and caches must know.
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_CREDENTIALS,
+        HeaderValue::from_static("true"),
+    );
+    headers.insert(
+        ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Retry-After"),
+    );
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    reply
+}
+
 /// `{"success":true}`
 pub(super) fn success() -> Reply {
     with_type(
@@ -87,6 +137,8 @@ pub(super) fn success() -> Reply {
 /// The reply to what was not served.
 pub(super) fn error(error: &Error) -> Reply {
     let (status, code, retry_after) = match error {
+        Error::Foreign(Foreign::Host) => (StatusCode::FORBIDDEN, "host_not_allowed", None),
+        Error::Foreign(Foreign::Origin) => (StatusCode::FORBIDDEN, "origin_not_allowed", None),
         Error::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
         Error::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
         Error::Credentials(rejection) => (StatusCode::BAD_REQUEST, rejection.code().as_str(), None),
@@ -130,6 +182,12 @@ pub(super) fn error(error: &Error) -> Reply {
         },
     };
     let message = match error {
+        Error::Foreign(Foreign::Host) => {
+            "the Host header names neither this machine nor one of ingest.allowed_hosts".into()
+        }
+        Error::Foreign(Foreign::Origin) => {
+            "the page's origin is not among ingest.cors_origins".into()
+        }
         Error::NotFound => {
             "there is no such path; events go to /v1/batch, /v1/track and their like".into()
         }

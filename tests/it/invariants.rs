@@ -315,8 +315,12 @@ async fn invariant_7_one_lanes_trouble_never_delays_another_lane_nor_the_200() {
     relay.track("FLOWING", &ids("flowing", 0..3000)).await;
     within(segment.until(|tally| tally.distinct_events == 3000)).await;
 
-    let held = |stats: &Snapshot| stats.lanes.iter().any(|lane| lane.state == LaneState::Held);
-    let stats = relay.until(held).await;
+    let stats = relay
+        .until(|stats| {
+            let held = stats.lanes.iter().any(|lane| lane.state == LaneState::Held);
+            held && stats.delivery.events == 3000
+        })
+        .await;
     assert_eq!(
         stats.queue.events,
         4 * 3000,

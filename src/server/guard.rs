@@ -1,0 +1,132 @@
+//! Who may talk to a listener from a browser. Pure.
+//!
+//! A page that a user happens to visit can make the user's browser send requests to this machine. Two things give such requests
+//! away: an `Origin` header, which no server-side client sends, and, where the page's own name was made to point here (DNS
+//! rebinding), a `Host` that is none of ours.
+
+use std::net::IpAddr;
+
+use hyper::HeaderMap;
+use hyper::header::{HOST, HeaderValue, ORIGIN};
+
+/// The rules of one listener.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Guard {
+    /// Names by which it may be called, besides addresses and `localhost`.
+    pub(super) hosts: Vec<String>,
+    /// Origins whose pages may post; `*` stands for all.
+    pub(super) origins: Vec<String>,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Foreign {
+    /// It was sent to a name that is none of ours.
+    Host,
+    /// It comes from a page that may not post.
+    Origin,
+}
+
+impl Guard {
+    /// Lets a request in, and says which origin its reply may be shown to.
+    pub(super) fn admit<'a>(
+        &self,
+        headers: &'a HeaderMap,
+    ) -> Result<Option<&'a HeaderValue>, Foreign> {
+        if !headers.get(HOST).is_none_or(|host| self.is_ours(host)) {
+            return Err(Foreign::Host);
+        }
+        match headers.get(ORIGIN) {
+            None => Ok(None),
+            Some(origin) if self.may_post(origin) => Ok(Some(origin)),
+            Some(_) => Err(Foreign::Origin),
+        }
+    }
+
+    /// An address needs no name, so nobody can have made a name point here; `localhost` resolves on the machine itself.
+    fn is_ours(&self, host: &HeaderValue) -> bool {
+        let Ok(host) = host.to_str() else {
+            return false;
+        };
+        let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _port)) => address,
+            None => host.rsplit_once(':').map_or(host, |(name, _port)| name),
+        };
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        name.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || name.ends_with(".localhost")
+            || self
+                .hosts
+                .iter()
+                .any(|ours| ours.eq_ignore_ascii_case(&name))
+    }
+
+    fn may_post(&self, origin: &HeaderValue) -> bool {
+        self.origins
+            .iter()
+            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(guard: &Guard, headers: &[(&str, &str)]) -> Result<bool, Foreign> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(
+                hyper::header::HeaderName::from_bytes(name.as_bytes()).expect("a name"),
+                value.parse().expect("a value"),
+            );
+        }
+        guard.admit(&map).map(|origin| origin.is_some())
+    }
+
+    #[test]
+    fn a_host_is_an_address_localhost_or_a_name_the_operator_gave() {
+        let guard = Guard {
+            hosts: vec!["relay.internal".into()],
+            ..Guard::default()
+        };
+        for (host, expected) in [
+            ("127.0.0.1:7346", Ok(false)),
+            ("127.0.0.1", Ok(false)),
+            ("[::1]:7346", Ok(false)),
+            ("10.0.0.7:7346", Ok(false)),
+            ("localhost:7346", Ok(false)),
+            ("LOCALHOST.", Ok(false)),
+            ("app.localhost", Ok(false)),
+            ("Relay.Internal:7346", Ok(false)),
+            ("attacker.example", Err(Foreign::Host)),
+            ("127.0.0.1.attacker.example", Err(Foreign::Host)),
+            ("localhost.attacker.example", Err(Foreign::Host)),
+            ("", Err(Foreign::Host)),
+        ] {
+            assert_eq!(admit(&guard, &[("host", host)]), expected, "{host}");
+        }
+        assert_eq!(admit(&guard, &[]), Ok(false), "HTTP/1.0 names no host");
+    }
+
+    #[test]
+    fn a_page_may_post_only_where_the_operator_listed_its_origin() {
+        let origin = "https://shop.example.test";
+        for (origins, expected) in [
+            (&[][..], Err(Foreign::Origin)),
+            (&["https://other.example.test"], Err(Foreign::Origin)),
+            (&[origin], Ok(true)),
+            (&["*"], Ok(true)),
+        ] {
+            let guard = Guard {
+                origins: origins.iter().map(|o| (*o).to_owned()).collect(),
+                ..Guard::default()
+            };
+            assert_eq!(
+                admit(&guard, &[("origin", origin)]),
+                expected,
+                "{origins:?}"
+            );
+        }
+    }
+}
