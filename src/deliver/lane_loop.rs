@@ -206,15 +206,19 @@ impl LaneLoop {
     }
 
     fn settle_delivered(&mut self, batch: &Batch, status: u16) {
-        self.reader.settle(batch.ordinals());
         let bytes = self.envelope.body_bytes(batch);
         self.context
             .stats
             .delivered(&self.stats, batch.len() as u64, bytes as u64);
-        if self.pause_until.is_some() {
-            // Another call of this lane has failed since this one began: its pause stands.
-            return;
+        // Where another call of this lane has failed since this one began, its pause stands.
+        if self.pause_until.is_none() {
+            self.flow_again(status);
         }
+        // Last, so that whoever sees the queue empty sees the rest counted.
+        self.reader.settle(batch.ordinals());
+    }
+
+    fn flow_again(&mut self, status: u16) {
         if self.suspect {
             info!(lane = %self.reader.lane().id(), failures = self.backoff.failures(), "a lane delivers again");
         }
@@ -251,8 +255,8 @@ impl LaneLoop {
         {
             Ok(()) => {
                 warn!(lane = %lane.id(), ?status, "an event was refused for good; it is a dead letter now");
-                self.reader.settle(event.ordinals());
                 self.stats.dead_letter_events.add(1);
+                self.reader.settle(event.ordinals());
             }
             Err(error) => {
                 error!(lane = %lane.id(), %error, "a refused event stays in its lane");
