@@ -118,13 +118,15 @@ impl Ingest {
             Refusal::Rejected(rejection)
         })?;
         let prepared = self.prepare(&envelope, credentials)?;
-        self.reject(prepared.letters);
         if prepared.accepted == 0 {
+            self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
             let first = first.expect("a request without events was rejected when it was decoded");
             return Err(Refusal::Rejected(first.rejection));
         }
         let durability = self.append(prepared.lanes).await?;
+        // Only now: a request that was not taken comes again, with the same bad events.
+        self.reject(prepared.letters);
         Ok(Accepted {
             accepted: prepared.accepted,
             rejected: prepared.rejected,
@@ -201,14 +203,20 @@ impl Ingest {
             counts.push((self.stats.lane(&lane.id().to_string()), run.len() as u64));
             runs.push((lane, run));
         }
-        let bytes: usize = runs.iter().map(|(_, run)| run.byte_len()).sum();
-        let durability = self.queue.append(runs).await.map_err(Refusal::Queue)?;
-        for (lane, events) in counts {
-            lane.accepted_events.add(events);
-            self.stats.accepted_events.add(events);
-        }
-        self.stats.accepted_bytes.add(bytes as u64);
-        Ok(durability)
+        let (queue, stats) = (self.queue.clone(), Arc::clone(&self.stats));
+        // A task of its own: a client that goes away before its answer ends this one, and its events would be stored but not counted.
+        let appending = tokio::spawn(async move {
+            let bytes: usize = runs.iter().map(|(_, run)| run.byte_len()).sum();
+            let durability = queue.append(runs).await?;
+            for (lane, events) in counts {
+                lane.accepted_events.add(events);
+                stats.accepted_events.add(events);
+            }
+            stats.accepted_bytes.add(bytes as u64);
+            Ok(durability)
+        });
+        let appended = appending.await.unwrap_or(Err(AppendError::Closed));
+        appended.map_err(Refusal::Queue)
     }
 
     fn reject(&self, letters: Vec<DeadLetter>) {

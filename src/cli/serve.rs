@@ -33,9 +33,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
     ExitCode::from(match error {
         Error::System(_) => EX_OSERR,
         Error::Bind(_) => EX_UNAVAILABLE,
-        Error::Open(OpenError::InUse { .. }) => EX_TEMPFAIL,
-        Error::Open(OpenError::Format { .. }) | Error::Setup(_) => EX_CONFIG,
-        Error::Open(OpenError::Io(_)) => EX_IOERR,
+        Error::Open { error, .. } => match error {
+            OpenError::InUse { .. } => EX_TEMPFAIL,
+            OpenError::Format { .. } => EX_CONFIG,
+            OpenError::Io(_) => EX_IOERR,
+        },
+        Error::Setup(_) => EX_CONFIG,
         Error::Died(_) => EX_SOFTWARE,
     })
 }

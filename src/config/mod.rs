@@ -233,7 +233,17 @@ impl Config {
     fn check(&self) -> Result<(), Error> {
         let (queue, segment, retry) = (&self.queue, &self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
-        let rules: [(bool, &'static str, String); 9] = [
+        let rules: [(bool, &'static str, String); 11] = [
+            (
+                !self.data_dir.as_os_str().is_empty(),
+                "data_dir",
+                "must not be empty".into(),
+            ),
+            (
+                !retry.max_retry_after.is_zero(),
+                "retry.max_retry_after",
+                "must not be 0".into(),
+            ),
             (
                 !self.ingest.listen.is_empty(),
                 "ingest.listen",
@@ -305,9 +315,15 @@ fn read_file(path: &Path) -> Result<Table, Error> {
     text.parse::<Table>().map_err(wrong)
 }
 
+/// A variable that begins like one of these and has a single underscore behind it is a slip, and becomes an error.
+const SECTIONS: [&str; 7] = [
+    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "SHUTDOWN", "LOG",
+];
+
 /// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
 fn is_ours(key: &str) -> bool {
-    key == "DATA_DIR" || key.contains("__")
+    let section = key.split('_').next().unwrap_or_default();
+    key == "DATA_DIR" || key.contains("__") || SECTIONS.contains(&section)
 }
 
 /// The table with one key replaced. A value is read as TOML where that fits, else as a string.
@@ -446,6 +462,11 @@ mod tests {
                 "",
                 Some(("SEGSPOOL_SEGMENT__GZIP", "perhaps")),
                 "environment variable SEGSPOOL_SEGMENT__GZIP: ",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_LOG_LEVEL", "debug")),
+                "environment variable SEGSPOOL_LOG_LEVEL: unknown field `log_level`",
             ),
             (
                 "[ingest]\nwrite_key_file = \"/nowhere\"\n",

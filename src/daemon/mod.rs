@@ -13,6 +13,7 @@ mod notify;
 mod signals;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -35,7 +36,12 @@ pub enum Error {
     /// An address is taken.
     Bind(BindError),
     /// The spool cannot be used.
-    Open(OpenError),
+    Open {
+        /// Where it lies.
+        data_dir: PathBuf,
+        /// Why not.
+        error: OpenError,
+    },
     /// Delivery cannot begin.
     Setup(SetupError),
     /// A part of it died.
@@ -47,7 +53,13 @@ impl fmt::Display for Error {
         match self {
             Error::System(e) => write!(f, "failed to start: {e}"),
             Error::Bind(e) => write!(f, "{e}"),
-            Error::Open(e) => write!(f, "failed to open the spool: {e}"),
+            Error::Open { data_dir, error } => {
+                write!(
+                    f,
+                    "failed to open the spool in {}: {error}",
+                    data_dir.display()
+                )
+            }
             Error::Setup(e) => write!(f, "{e}"),
             Error::Died(part) => write!(f, "{part} has died"),
         }
@@ -55,6 +67,9 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Threads that read the queue for delivery. More would wait for the same disk.
+const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Runs the daemon until a signal ends it.
 ///
@@ -66,6 +81,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let signals = Signals::listen().map_err(Error::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(Error::System)?;
@@ -106,7 +122,7 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
     );
     let hurry = deliver.hurry();
     let phase = watch::Sender::new(Phase::Running);
-    let mut serving = tokio::spawn(server.serve(ingest, queue.clone(), stats, phase.subscribe()));
+    let mut serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
     let mut delivering = tokio::spawn(deliver.run());
     notify::ready();
 
@@ -117,20 +133,20 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         }
         () = queue.ended() => Err(Error::Died("the queue")),
         _ = &mut delivering => Err(Error::Died("delivery")),
-        _ = &mut serving => Err(Error::Died("the server")),
+        part = serving.ended() => Err(Error::Died(part)),
     };
     notify::stopping();
     phase.send_replace(Phase::Draining);
     if ended.is_ok() {
         hurry.up();
+        serving.ingest_ended().await;
         drain(&config, &queue).await;
     }
     delivering.abort();
     queue.close().await;
     phase.send_replace(Phase::Stopped);
     if ended.is_ok() {
-        // An error says that it panicked, which the panic itself has reported.
-        let _ = serving.await;
+        serving.admin_ended().await;
         info!(backlog_events = queue.depth().events, "stopped");
     }
     ended
@@ -140,7 +156,10 @@ async fn open_queue(config: &Config) -> Result<(Queue, crate::queue::NewLanes), 
     let (data_dir, settings) = (config.data_dir.clone(), config.queue.clone());
     let opening = tokio::task::spawn_blocking(move || Queue::open(&data_dir, &settings));
     match opening.await {
-        Ok(opened) => opened.map_err(Error::Open),
+        Ok(opened) => opened.map_err(|error| Error::Open {
+            data_dir: config.data_dir.clone(),
+            error,
+        }),
         Err(_) => Err(Error::Died("opening the spool")),
     }
 }

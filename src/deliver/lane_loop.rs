@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
@@ -39,6 +40,8 @@ pub(super) struct LaneLoop {
     pause_until: Option<Instant>,
     /// The last call failed: one at a time until one succeeds.
     suspect: bool,
+    /// A call has succeeded: until then, too, one at a time.
+    proven: bool,
     /// When the events that wait for a batch to fill were first seen.
     lingering_since: Option<Instant>,
 }
@@ -55,6 +58,7 @@ impl LaneLoop {
             backoff: Backoff::new(context.config.retry.base, context.config.retry.max),
             pause_until: None,
             suspect: false,
+            proven: false,
             lingering_since: None,
             reader,
             context,
@@ -70,9 +74,9 @@ impl LaneLoop {
             tokio::select! {
                 Some((batch, answer)) = calls.next() => self.judge(batch, answer).await,
                 () = pause_ended(self.pause_until), if self.pause_until.is_some() => self.pause_until = None,
-                () = self.batch_due(), if may_call => {
+                slot = self.slot_for_batch(), if may_call => {
                     if let Some(batch) = self.next_batch().await {
-                        calls.push(self.call(batch));
+                        calls.push(self.call(batch, slot));
                     }
                 }
             }
@@ -80,11 +84,24 @@ impl LaneLoop {
     }
 
     fn calls_max(&self) -> usize {
-        if self.suspect {
+        if self.suspect || !self.proven {
             1
         } else {
             self.context.config.segment.concurrency
         }
+    }
+
+    /// Waits until a batch should go, and then for a slot for its call. Nothing is read before: what waits for a slot waits on
+    /// disk, however many lanes there are.
+    async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
+        self.batch_due().await;
+        let slots = if self.suspect {
+            &self.context.suspect_slots
+        } else {
+            &self.context.slots
+        };
+        let slot = Arc::clone(slots).acquire_owned().await;
+        slot.expect("the slots are never closed")
     }
 
     /// Returns once a batch should go: one is to be sent again, a full one can be had, or events have lingered long enough.
@@ -135,22 +152,16 @@ impl LaneLoop {
         self.assembler.take()
     }
 
-    /// One call, from the wait for a slot to the answer.
-    fn call(&self, batch: Batch) -> Call {
+    /// One call, from the body to the answer.
+    fn call(&self, batch: Batch, slot: OwnedSemaphorePermit) -> Call {
         let context = Arc::clone(&self.context);
         let envelope = Arc::clone(&self.envelope);
         let name = self.reader.lane().name().clone();
-        let suspect = self.suspect;
         if batch.attempts > 0 {
             self.stats.retries.add(1);
         }
         Box::pin(async move {
-            let slots = if suspect {
-                &context.suspect_slots
-            } else {
-                &context.slots
-            };
-            let _slot = slots.acquire().await.expect("the slots are never closed");
+            let _slot = slot;
             // At every attempt anew: Segment takes the time between sentAt and its own receipt for the sender's clock error.
             let body = envelope.body(&batch, Timestamp::now());
             let answer = context
@@ -176,7 +187,7 @@ impl LaneLoop {
             }
             Verdict::Retry { after } => {
                 self.stats.failed(status, &error);
-                self.again.push_front(batch);
+                self.send_again(batch);
                 match after {
                     Some(pause) => self.pause(LaneState::RateLimited, &error, pause),
                     None => self.back_off(LaneState::BackingOff, &error),
@@ -184,7 +195,7 @@ impl LaneLoop {
             }
             Verdict::Hold => {
                 self.stats.failed(status, &error);
-                self.again.push_front(batch);
+                self.send_again(batch);
                 self.pause(
                     LaneState::Held,
                     &error,
@@ -196,13 +207,22 @@ impl LaneLoop {
                 match batch.halve() {
                     Ok((first, second)) => {
                         debug!(%lane, events = first.len() + second.len(), error, "refused a batch; its halves follow");
-                        self.again.push_front(second);
-                        self.again.push_front(first);
+                        self.send_again(first);
+                        self.send_again(second);
                     }
                     Err(event) => self.bury(event, answer).await,
                 }
             }
         }
+    }
+
+    /// Puts a batch among those to be sent again, in order of acceptance.
+    fn send_again(&mut self, batch: Batch) {
+        let start = batch.ordinals().start;
+        let at = self
+            .again
+            .partition_point(|other| other.ordinals().start < start);
+        self.again.insert(at, batch);
     }
 
     fn settle_delivered(&mut self, batch: &Batch, status: u16) {
@@ -223,6 +243,7 @@ impl LaneLoop {
             info!(lane = %self.reader.lane().id(), failures = self.backoff.failures(), "a lane delivers again");
         }
         self.suspect = false;
+        self.proven = true;
         self.backoff.reset();
         self.stats.flowing(status);
     }
@@ -260,7 +281,7 @@ impl LaneLoop {
             }
             Err(error) => {
                 error!(lane = %lane.id(), %error, "a refused event stays in its lane");
-                self.again.push_front(event);
+                self.send_again(event);
                 self.back_off(LaneState::BackingOff, &error.to_string());
             }
         }
@@ -285,7 +306,9 @@ impl LaneLoop {
             }
         }
         self.suspect = true;
-        self.pause_until = Some(Instant::now() + wait);
+        // Calls under way together may be asked for different pauses: the longest holds.
+        let until = Instant::now() + wait;
+        self.pause_until = Some(self.pause_until.map_or(until, |before| before.max(until)));
         self.stats.waiting(state, reason, attempt, wait);
     }
 }

@@ -120,8 +120,8 @@ struct Context {
     sender: Sender,
     queue: Queue,
     stats: Arc<Stats>,
-    slots: Semaphore,
-    suspect_slots: Semaphore,
+    slots: Arc<Semaphore>,
+    suspect_slots: Arc<Semaphore>,
     /// Whether batches go without waiting to fill.
     hurry: watch::Sender<bool>,
 }
@@ -160,8 +160,8 @@ impl Deliver {
             config: config.clone(),
             queue,
             stats,
-            slots: Semaphore::new(CALLS_MAX),
-            suspect_slots: Semaphore::new(SUSPECT_CALLS_MAX),
+            slots: Arc::new(Semaphore::new(CALLS_MAX)),
+            suspect_slots: Arc::new(Semaphore::new(SUSPECT_CALLS_MAX)),
             hurry: watch::Sender::new(false),
         };
         Ok(Deliver {

@@ -61,8 +61,11 @@ impl Sender {
     /// The endpoint is no URL, or the system has no usable TLS roots.
     pub(super) fn new(config: &Config) -> Result<Sender, SetupError> {
         let endpoint = config.segment.endpoint.trim_end_matches('/');
-        let url = Url::parse(&format!("{endpoint}/v1/batch"))
-            .map_err(|e| SetupError(format!("segment.endpoint is not a URL: {e}")))?;
+        let wrong = |why: &dyn std::fmt::Display| SetupError(format!("segment.endpoint {why}"));
+        let url = Url::parse(&format!("{endpoint}/v1/batch")).map_err(|e| wrong(&e))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(&"must begin with https:// or http://"));
+        }
         // An error says that another part of the process has chosen one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()

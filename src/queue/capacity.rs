@@ -27,6 +27,11 @@ impl Capacity {
         }
     }
 
+    /// Whether the last group was refused for want of room.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// What the volumes may take, in bytes.
     pub(super) fn max_bytes(&self) -> u64 {
         self.max_bytes

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
@@ -29,6 +29,13 @@ const WAITING_MAX: usize = 256;
 const COMMIT_BYTES: usize = 192 * 1024;
 /// Of a rejected event no more than this is kept: it may be anything.
 const REJECTED_BYTES_MAX: usize = 64 * 1024;
+/// Of one request no more rejected events than these are kept: they show the bug as well as thousands would.
+const REJECTED_LETTERS_MAX: usize = 100;
+/// Rejected events that wait for the thread, in bytes.
+const WAITING_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Rejected events are kept only while the store holds less than this part of its bound: junk at the door must not use up the room
+/// of accepted events.
+const REJECTED_SHARE: u64 = 4;
 /// What an empty sled database and a letter's key and header take is not counted against the bound; this much a letter is.
 const LETTER_OVERHEAD_BYTES: u64 = 256;
 
@@ -89,6 +96,9 @@ struct Counts {
     events: AtomicU64,
     bytes: AtomicU64,
     unkept: AtomicU64,
+    /// Bytes of rejected events that wait for the thread.
+    waiting_bytes: AtomicU64,
+    closing: AtomicBool,
     /// Tells letters of one millisecond apart.
     next: AtomicU64,
 }
@@ -99,7 +109,11 @@ type Reply = oneshot::Sender<Result<(), BuryError>>;
 enum Order {
     Bury {
         letters: Vec<(Id, DeadLetter)>,
-        reply: Option<Reply>,
+        reply: Reply,
+    },
+    KeepRejected {
+        letters: Vec<(Id, DeadLetter)>,
+        bytes: u64,
     },
     All {
         reply: oneshot::Sender<Vec<DeadLetter>>,
@@ -109,16 +123,14 @@ enum Order {
 
 /// A letter's key. An event refused by its destination has the place it was accepted at, so that burying it again after a crash
 /// changes nothing.
-type Id = [u8; 13];
+type Id = [u8; 21];
 
-fn refused_id(position: Position, index: u32) -> Id {
-    id(b'e', position, index)
-}
-
-fn id(kind: u8, high: u64, low: u32) -> Id {
-    let mut id = [kind; 13];
-    id[1..9].copy_from_slice(&high.to_be_bytes());
-    id[9..].copy_from_slice(&low.to_be_bytes());
+/// The time tells events apart that were given the same place, as may happen after the cursors were lost.
+fn id(kind: u8, position: u64, index: u32, ms: i64) -> Id {
+    let mut id = [kind; 21];
+    id[1..9].copy_from_slice(&position.to_be_bytes());
+    id[9..13].copy_from_slice(&index.to_be_bytes());
+    id[13..].copy_from_slice(&ms.to_be_bytes());
     id
 }
 
@@ -161,11 +173,8 @@ impl DeadLetters {
         letter: DeadLetter,
     ) -> Result<(), BuryError> {
         let (reply, answer) = oneshot::channel();
-        let letters = vec![(refused_id(position, index), letter)];
-        let order = Order::Bury {
-            letters,
-            reply: Some(reply),
-        };
+        let letters = vec![(id(b'e', position, index, letter.accepted_at_ms), letter)];
+        let order = Order::Bury { letters, reply };
         self.orders
             .send(order)
             .await
@@ -173,23 +182,46 @@ impl DeadLetters {
         answer.await.map_err(|_| BuryError::Storage)?
     }
 
-    /// Keeps events that were rejected at the door, if it can, without making anybody wait.
+    /// Keeps events that were rejected at the door, without making anybody wait: as many as there is room for, in memory now and
+    /// in their share of the store later. The others are counted.
     pub fn keep_rejected(&self, mut letters: Vec<DeadLetter>) {
-        let count = letters.len() as u64;
+        let count = letters.len();
+        letters.truncate(REJECTED_LETTERS_MAX);
         for letter in &mut letters {
             letter.event.truncate(REJECTED_BYTES_MAX);
         }
+        let bytes: usize = letters.iter().map(|letter| letter.event.len()).sum();
+        let waiting = self
+            .counts
+            .waiting_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        let kept = letters.len();
         let letters = letters.into_iter().map(|letter| {
             let n = self.counts.next.fetch_add(1, Ordering::Relaxed);
-            (id(b'r', now_ms().unsigned_abs(), n as u32), letter)
+            (
+                id(
+                    b'r',
+                    now_ms().unsigned_abs(),
+                    n as u32,
+                    letter.accepted_at_ms,
+                ),
+                letter,
+            )
         });
-        let order = Order::Bury {
+        let order = Order::KeepRejected {
             letters: letters.collect(),
-            reply: None,
+            bytes: bytes as u64,
         };
-        if self.orders.try_send(order).is_err() {
-            self.counts.unkept.fetch_add(count, Ordering::Relaxed);
+        let mut unkept = count - kept;
+        if waiting + bytes as u64 > WAITING_BYTES_MAX || self.orders.try_send(order).is_err() {
+            self.counts
+                .waiting_bytes
+                .fetch_sub(bytes as u64, Ordering::Relaxed);
+            unkept = count;
         }
+        self.counts
+            .unkept
+            .fetch_add(unkept as u64, Ordering::Relaxed);
     }
 
     /// Every letter. For tests and small stores: it reads all of it into memory.
@@ -219,6 +251,7 @@ impl DeadLetters {
 
     /// Stores what has been handed in and ends the thread. Blocks.
     pub(super) fn close(&self) {
+        self.counts.closing.store(true, Ordering::Relaxed);
         let thread = self
             .thread
             .lock()
@@ -249,10 +282,18 @@ impl Gravedigger {
         while let Some(order) = orders.blocking_recv() {
             match order {
                 Order::Bury { letters, reply } => {
-                    let buried = self.bury(letters, reply.is_none());
-                    if let Some(reply) = reply {
-                        let _ = reply.send(buried);
+                    let _ = reply.send(self.bury(letters, self.max_bytes));
+                }
+                Order::KeepRejected { letters, bytes } => {
+                    let count = letters.len() as u64;
+                    // At a stop nobody waits for events that were never accepted.
+                    let closing = self.counts.closing.load(Ordering::Relaxed);
+                    if closing || self.bury(letters, self.max_bytes / REJECTED_SHARE).is_err() {
+                        self.counts.unkept.fetch_add(count, Ordering::Relaxed);
                     }
+                    self.counts
+                        .waiting_bytes
+                        .fetch_sub(bytes, Ordering::Relaxed);
                 }
                 Order::All { reply } => {
                     let _ = reply.send(self.all());
@@ -262,23 +303,21 @@ impl Gravedigger {
         }
     }
 
-    fn bury(&mut self, letters: Vec<(Id, DeadLetter)>, rejected: bool) -> Result<(), BuryError> {
-        let count = letters.len() as u64;
-        let buried = self.try_bury(letters);
-        if let Err(error) = buried {
-            if error == BuryError::Storage {
-                // A store that failed is opened anew for the next letter.
-                self.store = None;
-            }
-            if rejected {
-                self.counts.unkept.fetch_add(count, Ordering::Relaxed);
-            }
+    /// Buries letters as long as all of them together stay below `max_bytes`.
+    fn bury(&mut self, letters: Vec<(Id, DeadLetter)>, max_bytes: u64) -> Result<(), BuryError> {
+        let buried = self.try_bury(letters, max_bytes);
+        if buried == Err(BuryError::Storage) {
+            // A store that failed is opened anew for the next letter.
+            self.store = None;
         }
         buried
     }
 
-    fn try_bury(&mut self, letters: Vec<(Id, DeadLetter)>) -> Result<(), BuryError> {
-        let max_bytes = self.max_bytes;
+    fn try_bury(
+        &mut self,
+        letters: Vec<(Id, DeadLetter)>,
+        max_bytes: u64,
+    ) -> Result<(), BuryError> {
         let counts = Arc::clone(&self.counts);
         let failed = |error: StoreError| {
             error!(%error, "failed to store a dead letter");
@@ -361,7 +400,7 @@ impl Gravedigger {
     }
 }
 
-const ALL: (Id, Id) = ([0; 13], [0xff; 13]);
+const ALL: (Id, Id) = ([0; 21], [0xff; 21]);
 
 fn encode(letter: &DeadLetter) -> Vec<u8> {
     let mut value = serde_json::to_vec(letter).expect("a letter has no map with odd keys");

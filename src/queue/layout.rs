@@ -89,19 +89,15 @@ impl Layout {
         let path = data_dir.join("format");
         match fs::read(&path) {
             Ok(found) if found == FORMAT.as_bytes() => {}
+            // No version writes an empty one: a crash did.
+            Ok(found) if found.is_empty() => write_format(&path)?,
             Ok(found) => {
                 return Err(OpenError::Format {
                     data_dir: data_dir.to_owned(),
                     found: String::from_utf8_lossy(&found).into_owned(),
                 });
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let unfinished = files::unfinished(&path);
-                fs::write(&unfinished, FORMAT)?;
-                files::sync(&unfinished)?;
-                fs::rename(&unfinished, &path)?;
-                files::sync_parent(&path)?;
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => write_format(&path)?,
             Err(e) => return Err(e.into()),
         }
         Ok(Layout {
@@ -125,6 +121,14 @@ impl Layout {
     pub(super) fn quarantine(&self) -> PathBuf {
         self.data_dir.join("quarantine")
     }
+}
+
+fn write_format(path: &Path) -> io::Result<()> {
+    let unfinished = files::unfinished(path);
+    fs::write(&unfinished, FORMAT)?;
+    files::sync(&unfinished)?;
+    fs::rename(&unfinished, path)?;
+    files::sync_parent(path)
 }
 
 fn lock(data_dir: &Path) -> Result<File, OpenError> {

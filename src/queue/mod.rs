@@ -354,6 +354,12 @@ impl Queue {
         }
     }
 
+    /// Whether the last events were refused for want of room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.capacity.is_full()
+    }
+
     /// How long the writer has been at its present group; zero when it waits for one.
     #[must_use]
     pub fn writer_busy_for(&self) -> Duration {

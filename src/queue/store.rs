@@ -97,6 +97,17 @@ pub(super) enum StoreError {
     Corrupt(String),
 }
 
+impl StoreError {
+    /// Whether it passes as soon as there is room on the disk.
+    pub(super) fn is_disk_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            StoreError::Io(e) => matches!(e.kind(), StorageFull | QuotaExceeded),
+            StoreError::Corrupt(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -100,24 +100,23 @@ struct Packed {
 type Reply = oneshot::Sender<Result<(), AppendError>>;
 
 impl Writer {
-    /// A writer with a volume to write to.
+    /// A writer. It makes its first volume with its first group, so that a full disk does not keep the backlog from
+    /// draining.
     ///
     /// # Errors
-    /// Where that cannot be made.
+    /// Where there is no memory for a compressor.
     pub(super) fn new(
         shared: Arc<Shared>,
         orders: mpsc::Receiver<Order>,
     ) -> Result<Writer, StoreError> {
-        let mut writer = Writer {
+        Ok(Writer {
             packer: Packer::new()?,
             shared,
             orders,
             active: None,
             failures: 0,
             spare: Vec::new(),
-        };
-        writer.active()?;
-        Ok(writer)
+        })
     }
 
     /// Works until it is told to close or nobody can ask any more.
@@ -222,7 +221,7 @@ impl Writer {
             }
             Err(error) => {
                 error!(%error, "failed to store events; the next ones go to a new volume");
-                if !is_disk_full(&error) {
+                if !error.is_disk_full() {
                     self.failures += 1;
                 }
                 self.retire();
@@ -397,12 +396,4 @@ impl Group {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |d| d.as_millis() as i64)
-}
-
-fn is_disk_full(error: &StoreError) -> bool {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    match error {
-        StoreError::Io(e) => matches!(e.kind(), StorageFull | QuotaExceeded),
-        StoreError::Corrupt(_) => false,
-    }
 }

@@ -68,6 +68,9 @@ impl AdminListener {
     fn readiness(&self) -> Reply {
         let phase = *self.phase.borrow();
         match phase {
+            Phase::Running if self.queue.is_full() => {
+                reply::text(StatusCode::SERVICE_UNAVAILABLE, "the queue is full")
+            }
             Phase::Running => reply::text(StatusCode::OK, "ok"),
             Phase::Draining | Phase::Stopped => {
                 reply::text(StatusCode::SERVICE_UNAVAILABLE, phase.as_str())

@@ -4,21 +4,22 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
 use hyper::header::CONTENT_ENCODING;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// The bodies of all requests under way together, in KiB. Requests beyond it wait for their turn before they are read.
+/// The bodies of all requests under way together, in KiB. What arrives beyond it waits for its turn.
 const IN_FLIGHT_KIB: usize = 32 * 1024;
-/// A body of unknown or small size counts for this much, in KiB.
+/// The least that a body counts for, in KiB.
 const LEAST_KIB: usize = 16;
 
-/// A body that has not arrived by then is given up: it holds room that others wait for.
-const DEADLINE: Duration = Duration::from_secs(60);
-
+/// A body of which nothing arrives for this long is given up: it holds room that others wait for.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
+/// A body that finds no room for this long is refused: clients give up after 8 to 15 s.
+const ROOM_WITHIN: Duration = Duration::from_secs(4);
 /// How much of an unwanted body is read, in bytes, before its connection may be reset: several times what any SDK sends.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// And for how long: less than the 8 s after which the most impatient client gives up.
@@ -29,7 +30,7 @@ const DISCARD_MAX: Duration = Duration::from_secs(5);
 pub(super) enum BodyError {
     /// It is over the cap, as sent or as decoded.
     TooLarge { max: usize },
-    /// The server is going away.
+    /// Other bodies took all the room for too long.
     Busy,
     /// It has an encoding other than gzip.
     Encoding,
@@ -47,7 +48,7 @@ impl fmt::Display for BodyError {
             BodyError::TooLarge { max } => {
                 write!(f, "the body is larger than {max} bytes when decoded")
             }
-            BodyError::Busy => f.write_str("the server is going away"),
+            BodyError::Busy => f.write_str("too many bodies are under way"),
             BodyError::Encoding => f.write_str("Content-Encoding is neither gzip nor identity"),
             BodyError::Gzip => {
                 f.write_str("Content-Encoding says gzip, but the body is no whole gzip stream")
@@ -89,54 +90,73 @@ impl Bodies {
         }
     }
 
-    /// Reads a body to its end and decodes it.
+    /// Reads a body to its end and decodes it. It takes its room as its bytes arrive, so that a sender who stalls holds up nobody.
     pub(super) async fn read(
         &self,
         headers: &HeaderMap,
         body: &mut Incoming,
     ) -> Result<Held<'_>, BodyError> {
-        let too_large = BodyError::TooLarge { max: self.max };
         let gzip = is_gzip(headers)?;
-        let hint = body.size_hint();
-        if hint.lower() > self.max as u64 {
-            return Err(too_large);
+        if body.size_hint().lower() > self.max as u64 {
+            return Err(BodyError::TooLarge { max: self.max });
         }
-        // A declared size is what it says. What a chunked or packed body grows to is not known before: the whole cap.
-        let expected = match hint.exact() {
-            Some(bytes) if !gzip => bytes as usize,
-            _ => self.max,
-        };
-        let room = expected.div_ceil(1024).clamp(LEAST_KIB, IN_FLIGHT_KIB) as u32;
-        let room = self
-            .in_flight
-            .acquire_many(room)
-            .await
-            .map_err(|_| BodyError::Busy)?;
-        let collected = tokio::time::timeout(DEADLINE, self.collect(body, hint.exact())).await;
-        let bytes = collected.map_err(|_| BodyError::Slow)??;
-        let bytes = if gzip { self.gunzip(&bytes)? } else { bytes };
-        Ok(Held { bytes, _room: room })
+        let mut room = self.room(LEAST_KIB).await?;
+        let packed = self.collect(body, &mut room).await?;
+        if !gzip {
+            return Ok(Held {
+                bytes: packed,
+                _room: room,
+            });
+        }
+        // What it grows to is not known before: the whole cap, for as long as it takes to unpack what is already here.
+        let mut unpacking = self.room(kib(self.max)).await?;
+        let bytes = self.gunzip(&packed)?;
+        let spare = unpacking.num_permits().saturating_sub(kib(bytes.len()));
+        drop(unpacking.split(spare));
+        Ok(Held {
+            bytes,
+            _room: unpacking,
+        })
     }
 
-    async fn collect(&self, body: &mut Incoming, exact: Option<u64>) -> Result<Bytes, BodyError> {
+    async fn collect<'a>(
+        &'a self,
+        body: &mut Incoming,
+        room: &mut SemaphorePermit<'a>,
+    ) -> Result<Bytes, BodyError> {
+        let exact = body.size_hint().exact();
         let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        loop {
+            let frame = tokio::time::timeout(PROGRESS_WITHIN, body.frame()).await;
+            let Some(frame) = frame.map_err(|_| BodyError::Slow)? else {
+                return Ok(bytes.freeze());
+            };
             let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
                 continue;
             };
+            let len = bytes.len() + data.len();
+            if len > self.max {
+                return Err(BodyError::TooLarge { max: self.max });
+            }
+            let missing = kib(len).saturating_sub(room.num_permits());
+            if missing > 0 {
+                room.merge(self.room(missing).await?);
+            }
             if exact == Some(data.len() as u64) {
                 // It came in one piece: no copy.
                 return Ok(data);
             }
-            if bytes.len() + data.remaining() > self.max {
-                return Err(BodyError::TooLarge { max: self.max });
-            }
-            if bytes.is_empty() {
-                bytes.reserve(exact.map_or(data.len(), |exact| exact as usize));
-            }
             bytes.extend_from_slice(&data);
         }
-        Ok(bytes.freeze())
+    }
+
+    /// Room for so many KiB, as soon as there is.
+    async fn room(&self, kib: usize) -> Result<SemaphorePermit<'_>, BodyError> {
+        let taking = self.in_flight.acquire_many(kib as u32);
+        let taken = tokio::time::timeout(ROOM_WITHIN, taking).await;
+        taken
+            .map_err(|_| BodyError::Busy)?
+            .map_err(|_| BodyError::Busy)
     }
 
     fn gunzip(&self, packed: &[u8]) -> Result<Bytes, BodyError> {
@@ -166,6 +186,10 @@ pub(super) async fn discard(body: &mut Incoming) {
     };
     // However far it came, the answer goes out now.
     let _ = tokio::time::timeout(DISCARD_MAX, reading).await;
+}
+
+fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(1024)
 }
 
 fn is_gzip(headers: &HeaderMap) -> Result<bool, BodyError> {

@@ -24,6 +24,8 @@ const CONNECTIONS_MAX: usize = 16_384;
 /// A connection may rest this long between requests, and a request's headers may take this long. SDKs keep connections for up to
 /// 60 s; closing first would cost them a request.
 const REST_MAX: Duration = Duration::from_secs(90);
+/// What a connection may hold of a request before it is handed on: its headers, or a piece of its body.
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// After this, requests still under way at a stop are cut off. Clients give up after 8 to 15 s.
 const FINISH_MAX: Duration = Duration::from_secs(5);
 /// After a failed accept, such as one for want of file descriptors, which would fail again at once.
@@ -112,5 +114,6 @@ fn connection<S: Service>(
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REST_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service)
 }

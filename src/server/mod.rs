@@ -21,9 +21,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::event::WriteKey;
 use crate::ingest::Ingest;
@@ -165,15 +166,16 @@ impl Server {
         self.admin.address()
     }
 
-    /// Serves until the phase is [`Phase::Stopped`]. From [`Phase::Draining`] on nothing is accepted: the ingest listeners are
-    /// closed, and requests under way are finished.
-    pub async fn serve(
+    /// Serves, in tasks of its own, until the phase is [`Phase::Stopped`]. From [`Phase::Draining`] on nothing is accepted: the
+    /// ingest listeners are closed, and requests under way are finished.
+    #[must_use]
+    pub fn serve(
         self,
         ingest: Ingest,
         queue: Queue,
         stats: Arc<Stats>,
         phase: watch::Receiver<Phase>,
-    ) {
+    ) -> Serving {
         let ingest_listener = Arc::new(IngestListener {
             ingest,
             bodies: Bodies::new(self.max_body),
@@ -190,17 +192,51 @@ impl Server {
                 ..self.guard
             },
         });
-
         let admin = self
             .admin
             .serve(past(phase.clone(), Phase::Draining), admin_listener);
-        let ingest = self.ingest.into_iter().map(|listener| {
-            listener.serve(
-                past(phase.clone(), Phase::Running),
-                Arc::clone(&ingest_listener),
-            )
-        });
-        join(admin, join_all(ingest)).await;
+        let ingest: Vec<_> = self
+            .ingest
+            .into_iter()
+            .map(|listener| {
+                let stop = past(phase.clone(), Phase::Running);
+                listener.serve(stop, Arc::clone(&ingest_listener))
+            })
+            .collect();
+        Serving {
+            ingest: tokio::spawn(async {
+                join_all(ingest).await;
+            }),
+            admin: tokio::spawn(admin),
+        }
+    }
+}
+
+/// The listeners, being served.
+#[derive(Debug)]
+pub struct Serving {
+    ingest: JoinHandle<()>,
+    admin: JoinHandle<()>,
+}
+
+impl Serving {
+    /// Returns when a listener has ended, and says which.
+    pub async fn ended(&mut self) -> &'static str {
+        tokio::select! {
+            _ = &mut self.ingest => "the ingest listener",
+            _ = &mut self.admin => "the admin listener",
+        }
+    }
+
+    /// Returns once the last request to an ingest listener has its answer.
+    pub async fn ingest_ended(&mut self) {
+        // An error says that it panicked, which the panic itself has reported.
+        let _ = (&mut self.ingest).await;
+    }
+
+    /// Returns once the last request to the admin listener has its answer.
+    pub async fn admin_ended(&mut self) {
+        let _ = (&mut self.admin).await;
     }
 }
 

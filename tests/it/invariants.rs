@@ -51,7 +51,7 @@ impl Accepting {
         let phase = watch::Sender::new(Phase::Running);
         let url = format!("http://{}", server.ingest_addresses()[0]);
         let ingest = Ingest::new(None, queue.clone(), Arc::clone(&stats));
-        tokio::spawn(server.serve(ingest, queue.clone(), stats, phase.subscribe()));
+        let _serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
         Accepting {
             url,
             queue,

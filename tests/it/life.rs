@@ -141,7 +141,7 @@ async fn what_keeps_it_from_starting_is_said_with_an_exit_code() {
         (
             vec![("SEGSPOOL_DATA_DIR", "/proc/nowhere")],
             74,
-            "failed to open the spool: ",
+            "failed to open the spool in /proc/nowhere: ",
         ),
         (
             vec![("SEGSPOOL_SEGMENT__SPEED", "1")],

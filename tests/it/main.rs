@@ -4,6 +4,7 @@
 mod support;
 
 mod browser;
+mod connections;
 mod delivery;
 mod demo;
 mod house;
