@@ -866,7 +866,7 @@ fn a_spool_of_an_unknown_format_is_refused_and_left_as_it_is() {
         three_volumes(dir.path()).await;
         let format = dir.path().join("format");
         let good = fs::read(&format).expect("read");
-        for bad in [&b"2\n"[..], b"", b"nonsense", b"\xff\xfe"] {
+        for bad in [&b"2\n"[..], b"nonsense", b"\xff\xfe"] {
             write(&format, bad);
             let refused = Queue::open(dir.path(), &config(1));
             assert!(
@@ -874,7 +874,12 @@ fn a_spool_of_an_unknown_format_is_refused_and_left_as_it_is() {
                 "{refused:?}"
             );
         }
-        // One that was never finished is none.
+        // One that was never finished is none, nor is an empty one.
+        write(&format, b"");
+        let spool = Spool::open(dir.path(), 1).await;
+        assert_eq!(fs::read(&format).expect("read"), good);
+        spool.queue.close().await;
+        drop(spool);
         fs::remove_file(&format).expect("removed");
         write(&dir.path().join("format.new"), b"");
         let spool = Spool::open(dir.path(), 1).await;

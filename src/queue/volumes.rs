@@ -90,10 +90,7 @@ impl Volumes {
         let volume = Arc::new(Volume::new(&self.dir, number, true));
         let summary = match volume.summary(&self.barrier) {
             Ok(summary) => summary,
-            Err(full) if full.is_disk_full() => {
-                error!(volume = number, error = %full, "a volume waits for a start with more room on the disk");
-                return Ok(None);
-            }
+            // Going on without it would let the cursors pass what it holds.
             Err(StoreError::Io(e)) => return Err(e),
             Err(corrupt) => {
                 self.move_to_quarantine(&volume, &corrupt);
