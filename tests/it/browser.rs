@@ -1,18 +1,13 @@
 //! What browsers may do: nothing, unless the operator lists the origins of the pages that may post.
 
-use segspool::stand_in::{Options, StandIn};
-use tempfile::tempdir;
-
-use crate::support::{Relay, client, within};
+use crate::support::{Relay, client, segment, spool, within};
 
 const SHOP: &str = "https://shop.example.test";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_a_listed_origin_asks_posts_and_may_read_the_reply() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let origins = format!("[\"{SHOP}\"]");
     let relay = Relay::start(
         dir.path(),
@@ -71,10 +66,8 @@ async fn a_page_of_a_listed_origin_asks_posts_and_may_read_the_reply() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_origin_or_host_is_refused_and_stores_nothing() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     let good = r#"{"userId":"u","event":"E"}"#;
     for (url, header, value, code) in [
@@ -117,13 +110,8 @@ async fn a_foreign_origin_or_host_is_refused_and_stores_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn short_paths_lead_where_long_ones_do_and_client_metrics_are_discarded() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options {
-        record: true,
-        ..Options::default()
-    })
-    .await
-    .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     for (path, body) in [
         ("/v1/t", r#"{"userId":"u","event":"E"}"#),

@@ -4,10 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use rustix::process::Signal;
-use segspool::stand_in::{Options, StandIn};
-use tempfile::tempdir;
 
-use crate::support::{Relay, ids, within};
+use crate::support::{Relay, ids, segment, spool, within};
 
 const EVENT: &str = r#"{"userId":"u","event":"E"}"#;
 
@@ -24,10 +22,8 @@ fn head(framing: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_stall_hold_up_nobody() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     let stalled: Vec<_> = (0..200)
         .map(|n| {
@@ -50,10 +46,8 @@ async fn bodies_that_stall_hold_up_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_clients_that_leave_before_their_answer_are_stored_once_or_not_at_all_and_counted()
  {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     for _ in 0..500 {
         let mut stream = connect(&relay);
@@ -76,10 +70,8 @@ async fn events_of_clients_that_leave_before_their_answer_are_stored_once_or_not
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_way_at_a_stop_is_finished() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     let mut stream = connect(&relay);
     let (first, rest) = EVENT.split_at(7);
@@ -100,10 +92,8 @@ async fn a_request_under_way_at_a_stop_is_finished() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn junk_costs_little_memory_and_does_not_delay_a_stop() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     let junk = format!("{{\"batch\":[1{}]}}", ",1".repeat(49_999));
     for _ in 0..50 {

@@ -1,19 +1,13 @@
 //! What delivery does with each answer of the destination.
 
-use segspool::stand_in::{Answer, Match, Options, Rule, StandIn};
+use segspool::stand_in::{Answer, Match, Rule, StandIn};
 use segspool::stats::LaneState;
-use tempfile::tempdir;
 
-use crate::support::{Relay, ids, within};
+use crate::support::{Relay, ids, segment, spool, within};
 
 async fn start(rules: Vec<Rule>, settings: &[(&str, &str)]) -> (tempfile::TempDir, StandIn, Relay) {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options {
-        record: true,
-        ..Options::default()
-    })
-    .await
-    .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     segment.set_rules(rules);
     let relay = Relay::start(dir.path(), &segment.url(), settings).await;
     (dir, segment, relay)

@@ -3,20 +3,14 @@
 use std::io::Write;
 
 use reqwest::StatusCode;
-use segspool::stand_in::{Options, StandIn};
+use segspool::stand_in::StandIn;
 use serde_json::{Value, json};
-use tempfile::tempdir;
 
-use crate::support::{Relay, client, within};
+use crate::support::{Relay, client, segment, spool, within};
 
 async fn start() -> (tempfile::TempDir, StandIn, Relay) {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options {
-        record: true,
-        ..Options::default()
-    })
-    .await
-    .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     (dir, segment, relay)
 }
@@ -310,10 +304,8 @@ async fn a_batch_beyond_segments_limits_is_split() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_answers_429_with_a_pause_and_takes_events_again_when_it_has_drained() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     segment.down().await;
     let settings = [
         ("QUEUE__MAX_BYTES", "2 MiB"),

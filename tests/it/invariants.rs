@@ -8,21 +8,11 @@ use futures_util::FutureExt;
 use segspool::ingest::Ingest;
 use segspool::queue::{self, Barrier, Queue};
 use segspool::server::{AdminConfig, IngestConfig, Phase, Server};
-use segspool::stand_in::{Answer, Match, Options, Rule, StandIn};
+use segspool::stand_in::{Answer, Match, Rule};
 use segspool::stats::{LaneState, Snapshot, Stats};
-use tempfile::tempdir;
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{Relay, client, ids, within};
-
-async fn stand_in() -> StandIn {
-    StandIn::start(Options {
-        record: true,
-        ..Options::default()
-    })
-    .await
-    .expect("a free port")
-}
+use crate::support::{Relay, client, ids, segment, spool, within};
 
 /// The server and the queue in this process, with a barrier of the test's own. Nothing delivers.
 struct Accepting {
@@ -34,7 +24,7 @@ struct Accepting {
 
 impl Accepting {
     async fn start(barrier: Barrier) -> Accepting {
-        let dir = tempdir().expect("a temporary directory");
+        let dir = spool();
         let loopback = "127.0.0.1:0".parse().expect("an address");
         let ingest = IngestConfig {
             listen: vec![loopback],
@@ -149,7 +139,7 @@ async fn invariant_1_events_whose_sync_fails_are_answered_503_and_never_counted(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_2_an_accepted_event_is_delivered_or_a_dead_letter_with_its_reason() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let poison = Match {
         contains: Some("poison".into()),
         ..Match::default()
@@ -208,7 +198,7 @@ fn assert_conserved(stats: &Snapshot) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_3_per_lane_what_came_is_what_went_and_what_waits() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let refused = Match {
         contains: Some("refuse".into()),
         ..Match::default()
@@ -257,7 +247,7 @@ async fn invariant_3_per_lane_what_came_is_what_went_and_what_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_4_duplicates_are_what_was_in_flight_and_carry_their_message_id() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     segment.set_rules(vec![Rule::always(Answer::ResetAfterAccepting).times(2)]);
     let settings = [
         ("SEGMENT__CONCURRENCY", "1"),
@@ -296,7 +286,7 @@ async fn invariant_4_duplicates_are_what_was_in_flight_and_carry_their_message_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_7_one_lanes_trouble_never_delays_another_lane_nor_the_200() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let for_key = |key: &str| Match {
         write_key: Some(key.into()),
         ..Match::default()
@@ -344,7 +334,7 @@ async fn invariant_7_one_lanes_trouble_never_delays_another_lane_nor_the_200() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_8_with_concurrency_1_a_lane_delivers_in_order_of_acceptance() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let poison = Match {
         contains: Some("poison".into()),
         ..Match::default()
@@ -398,7 +388,7 @@ async fn invariant_8_with_concurrency_1_a_lane_delivers_in_order_of_acceptance()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_9_no_key_and_no_payload_reaches_a_log_a_reply_or_the_stats() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let key = "SECRETKEYab12";
     segment.set_rules(vec![
         Rule::always(Answer::status(401)).times(1),

@@ -3,20 +3,13 @@
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
-use segspool::stand_in::{Answer, Options, StandIn};
-use tempfile::tempdir;
+use segspool::stand_in::Answer;
 
-use crate::support::{Relay, client, ids, within};
-
-async fn stand_in() -> StandIn {
-    StandIn::start(Options::default())
-        .await
-        .expect("a free port")
-}
+use crate::support::{Relay, client, ids, segment, spool, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_delivers_what_waits_and_a_start_right_after_it_works() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     for life in 0..3 {
         let mut relay =
             Relay::start(dir.path(), &segment.url(), &[("SEGMENT__LINGER", "10s")]).await;
@@ -38,7 +31,7 @@ async fn a_stop_delivers_what_waits_and_a_start_right_after_it_works() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_the_destination_is_dead_deletes_nothing() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     segment.down().await;
     let mut relay = Relay::start(dir.path(), &segment.url(), &[("SHUTDOWN__DRAIN", "100ms")]).await;
     relay.track("KEY12345", &ids("e", 0..1000)).await;
@@ -58,7 +51,7 @@ async fn a_stop_while_the_destination_is_dead_deletes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_it_drains_it_accepts_nothing_and_says_so() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     segment.answer(Answer::Hang);
     let mut relay = Relay::start(dir.path(), &segment.url(), &[("SHUTDOWN__DRAIN", "60s")]).await;
     relay.track("KEY12345", &ids("e", 0..1)).await;
@@ -97,7 +90,7 @@ async fn while_it_drains_it_accepts_nothing_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     segment.answer(Answer::Hang);
     let mut relay = Relay::start(dir.path(), &segment.url(), &[("SHUTDOWN__DRAIN", "600s")]).await;
     relay.track("KEY12345", &ids("e", 0..1)).await;
@@ -113,7 +106,7 @@ async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_on_the_same_spool_is_refused_with_a_word() {
-    let (dir, segment) = (tempdir().expect("a temporary directory"), stand_in().await);
+    let (dir, segment) = (spool(), segment().await);
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     let (code, said) = serve(&[("SEGSPOOL_DATA_DIR", dir.path().to_str().expect("text"))]).await;
     assert_eq!(code, Some(75));
@@ -128,7 +121,7 @@ async fn a_second_daemon_on_the_same_spool_is_refused_with_a_word() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_it_from_starting_is_said_with_an_exit_code() {
-    let dir = tempdir().expect("a temporary directory");
+    let dir = spool();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = format!("[\"{}\"]", taken.local_addr().expect("an address"));
     let data_dir = dir.path().to_str().expect("text");

@@ -4,20 +4,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use segspool::stand_in::{Options, StandIn};
-use tempfile::tempdir;
 
-use crate::support::{Relay, ids, within};
+use crate::support::{Relay, ids, segment, spool, within};
 
 const REQUESTS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 #[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 async fn an_fdatasync_of_the_volume_returns_before_each_200_is_written() {
-    let dir = tempdir().expect("a temporary directory");
-    let segment = StandIn::start(Options::default())
-        .await
-        .expect("a free port");
+    let dir = spool();
+    let segment = segment().await;
     // Nothing is delivered meanwhile, so that the only answers with 200 are the daemon's own.
     segment.down().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;

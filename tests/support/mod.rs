@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Response;
+use segspool::stand_in::{Options, StandIn};
 use segspool::stats::Snapshot;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 /// Nothing a test waits for takes longer, on the slowest machine.
@@ -246,6 +248,20 @@ fn follow(child: &mut Child, log: Arc<Mutex<Vec<String>>>) -> mpsc::UnboundedRec
         }
     });
     lines
+}
+
+/// A pretend Segment that keeps what it gets.
+pub(crate) async fn segment() -> StandIn {
+    let options = Options {
+        record: true,
+        ..Options::default()
+    };
+    StandIn::start(options).await.expect("a free port")
+}
+
+/// A place for a spool.
+pub(crate) fn spool() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
 }
 
 pub(crate) fn client() -> reqwest::Client {
