@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::Phase;
 use super::guard::Guard;
-use super::listener::Service;
+use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use crate::queue::{Lane, Queue};
 use crate::stats::{
@@ -37,7 +37,7 @@ pub(super) struct AdminListener {
 }
 
 impl Service for AdminListener {
-    async fn serve(&self, request: Request<Incoming>) -> Reply {
+    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
         if let Err(foreign) = self.guard.admit(request.headers()) {
             return reply::error(&Error::Foreign(foreign));
         }

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::body::{self, Bodies};
 use super::guard::Guard;
-use super::listener::Service;
+use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use super::routes::{self, Route};
 use crate::event::{Code, Rejection, WriteKey};
@@ -28,7 +28,7 @@ pub(super) struct IngestListener {
 }
 
 impl Service for IngestListener {
-    async fn serve(&self, request: Request<Incoming>) -> Reply {
+    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
         let origin = match self.guard.admit(&head.headers) {
             Ok(origin) => origin,

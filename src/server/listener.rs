@@ -31,10 +31,29 @@ const FINISH_MAX: Duration = Duration::from_secs(5);
 /// After a failed accept, such as one for want of file descriptors, which would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// A program on this machine, which goes by the same clock.
+    Local,
+    /// Somebody else.
+    Remote,
+}
+
+impl Peer {
+    fn at(address: SocketAddr) -> Peer {
+        if address.ip().to_canonical().is_loopback() {
+            Peer::Local
+        } else {
+            Peer::Remote
+        }
+    }
+}
+
 /// What answers the requests of a listener.
 pub(super) trait Service: Send + Sync + 'static {
     /// Answers one request.
-    fn serve(&self, request: Request<Incoming>) -> impl Future<Output = Reply> + Send;
+    fn serve(&self, peer: Peer, request: Request<Incoming>) -> impl Future<Output = Reply> + Send;
 }
 
 /// A bound address.
@@ -74,8 +93,9 @@ impl Listener {
                 () = &mut stop => break,
             };
             match accepted {
-                Ok((stream, _peer)) => {
-                    let connection = graceful.watch(connection(stream, Arc::clone(&service)));
+                Ok((stream, address)) => {
+                    let connection = connection(stream, Peer::at(address), Arc::clone(&service));
+                    let connection = graceful.watch(connection);
                     tokio::spawn(async move {
                         if let Err(error) = connection.await {
                             debug!(%error, "a connection ended with an error");
@@ -101,6 +121,7 @@ impl Listener {
 
 fn connection<S: Service>(
     stream: TcpStream,
+    peer: Peer,
     service: Arc<S>,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send {
     // A small reply is to leave at once.
@@ -109,7 +130,7 @@ fn connection<S: Service>(
     }
     let service = service_fn(move |request| {
         let service = Arc::clone(&service);
-        async move { Ok::<_, std::convert::Infallible>(service.serve(request).await) }
+        async move { Ok::<_, std::convert::Infallible>(service.serve(peer, request).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
