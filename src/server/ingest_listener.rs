@@ -61,6 +61,7 @@ impl IngestListener {
         match route {
             Route::Events(call) => self.accept(call, head, body).await,
             Route::ClientMetrics => {
+                self.stats.client_metrics.add(1);
                 body::discard(body).await;
                 Ok(reply::success())
             }

@@ -53,6 +53,8 @@ pub struct Stats {
     pub rejected_events: Counter,
     /// Requests answered 413, 429 or 503: their events were not taken.
     pub refused_requests: Counter,
+    /// Reports of analytics.js on itself, which are discarded.
+    pub client_metrics: Counter,
     delivered: Rate,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
@@ -66,6 +68,7 @@ impl Default for Stats {
             accepted_bytes: Counter::default(),
             rejected_events: Counter::default(),
             refused_requests: Counter::default(),
+            client_metrics: Counter::default(),
             delivered: Rate::default(),
             lanes: Mutex::default(),
         }

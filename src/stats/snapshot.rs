@@ -40,6 +40,9 @@ pub struct IngestSnapshot {
     pub rejected_events: u64,
     /// Requests answered 413, 429 or 503.
     pub refused_requests: u64,
+    /// Reports of analytics.js on itself, which are discarded.
+    #[serde(default)]
+    pub client_metrics: u64,
 }
 
 /// What waits.
