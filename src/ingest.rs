@@ -11,8 +11,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::event::{
-    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_single, stamp,
-    validate,
+    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
+    decode_single, stamp, validate,
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
@@ -28,6 +28,8 @@ const STAMPED_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub enum Call {
     /// One message of the kind that the path names.
     Single(Kind),
+    /// The fields of a pixel call: one message of the kind that the path names.
+    Pixel(Kind),
     /// A batch.
     Batch,
 }
@@ -109,8 +111,16 @@ impl Ingest {
         credentials: Option<WriteKey>,
         body: &[u8],
     ) -> Result<Accepted, Refusal> {
+        let message;
         let decoded = match call {
             Call::Single(kind) => decode_single(kind, body),
+            Call::Pixel(kind) => match decode_pixel(body) {
+                Ok(decoded) => {
+                    message = decoded;
+                    decode_single(kind, &message)
+                }
+                Err(rejection) => Err(rejection),
+            },
             Call::Batch => decode_batch(body),
         };
         let envelope = decoded.map_err(|rejection| {

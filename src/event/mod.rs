@@ -7,7 +7,8 @@
 //!
 //! Three steps, each a pure function. Nothing here reads a clock, a disk or a socket; time and new ids are arguments.
 //!
-//! - [`decode_batch`] and [`decode_single`] split a body into its events. Only what makes the body as a whole unreadable
+//! - [`decode_batch`] and [`decode_single`] split a body into its events; [`decode_pixel`] makes such a body from the
+//!   fields of a pixel call. Only what makes the body as a whole unreadable
 //!   is an error here: an item that is wrong in itself never costs its neighbours.
 //! - [`validate()`] asks whether Segment would keep the event. Segment answers 200 to events it then discards, so what it
 //!   would discard is found here, while the sender can still be told. Where the facts leave a doubt, the event is kept.
@@ -25,6 +26,7 @@
 
 mod decode;
 mod kind;
+mod pixel;
 mod write_key;
 
 mod validate;
@@ -42,6 +44,7 @@ mod tests;
 
 pub use decode::{Envelope, RawEvent, decode_batch, decode_single};
 pub use kind::Kind;
+pub use pixel::decode_pixel;
 pub use rejection::{Code, Rejection};
 pub use stamp::{Event, Stamp, stamp};
 pub use validate::{CheckedEvent, validate};

@@ -66,6 +66,8 @@ pub enum Code {
     EmptyBatch,
     /// `batch` has more items than [`REQUEST_EVENTS_MAX`](super::limits::REQUEST_EVENTS_MAX). Ours.
     TooManyEvents,
+    /// A pixel call's `data` is not base64, or a field's name has too many parts. Ours.
+    PixelNotValid,
     /// A write key is empty, too long, not a string or has control characters. Ours.
     WriteKeyNotValid,
     /// Neither the request nor the configuration names a write key. Ours.
@@ -114,6 +116,7 @@ impl Code {
             Code::BatchNotArray => "batch_not_array",
             Code::EmptyBatch => "empty_batch",
             Code::TooManyEvents => "too_many_events",
+            Code::PixelNotValid => "pixel_not_valid",
             Code::WriteKeyNotValid => "write_key_not_valid",
             Code::WriteKeyNotDefined => "write_key_not_defined",
             Code::EventTooLarge => "event_too_large",

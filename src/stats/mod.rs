@@ -51,7 +51,7 @@ pub struct Stats {
     pub accepted_bytes: Counter,
     /// Events that can never be accepted, told so to their sender.
     pub rejected_events: Counter,
-    /// Requests answered 413, 429 or 503: their events were not taken.
+    /// Requests answered 413, 429 or 503, or with a pixel in place of such an answer: their events were not taken.
     pub refused_requests: Counter,
     /// Reports of analytics.js on itself, which are discarded.
     pub client_metrics: Counter,

@@ -38,7 +38,7 @@ pub struct IngestSnapshot {
     pub accepted_bytes: u64,
     /// Events that can never be accepted.
     pub rejected_events: u64,
-    /// Requests answered 413, 429 or 503.
+    /// Requests answered 413, 429 or 503, or with a pixel in place of such an answer.
     pub refused_requests: u64,
     /// Reports of analytics.js on itself, which are discarded.
     #[serde(default)]
