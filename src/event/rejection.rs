@@ -72,6 +72,8 @@ pub enum Code {
     WriteKeyNotValid,
     /// Neither the request nor the configuration names a write key. Ours.
     WriteKeyNotDefined,
+    /// The write key is none of those that may be used. Ours.
+    WriteKeyNotAllowed,
     /// The event is longer than [`EVENT_BYTES_MAX`]. Ours.
     EventTooLarge,
     /// Neither the message nor the path says what kind of event it is.
@@ -119,6 +121,7 @@ impl Code {
             Code::PixelNotValid => "pixel_not_valid",
             Code::WriteKeyNotValid => "write_key_not_valid",
             Code::WriteKeyNotDefined => "write_key_not_defined",
+            Code::WriteKeyNotAllowed => "write_key_not_allowed",
             Code::EventTooLarge => "event_too_large",
             Code::MissingType => "missing_type",
             Code::InvalidType => "invalid_type",

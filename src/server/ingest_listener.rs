@@ -15,7 +15,7 @@ use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use super::routes::{self, Route};
 use crate::event::{Code, Kind, Rejection, WriteKey};
-use crate::ingest::{Accepted, Call, Ingest};
+use crate::ingest::{Accepted, Call, Clock, Ingest};
 use crate::stats::Stats;
 
 /// What the ingest listener works with.
@@ -28,13 +28,13 @@ pub(super) struct IngestListener {
 }
 
 impl Service for IngestListener {
-    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
+    async fn serve(&self, peer: Peer, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
         let origin = match self.guard.admit(&head.headers) {
             Ok(origin) => origin,
             Err(foreign) => return self.refuse(&Error::Foreign(foreign), &mut body).await,
         };
-        let reply = match self.answer(&head, &mut body).await {
+        let reply = match self.answer(peer, &head, &mut body).await {
             Ok(reply) => reply,
             Err(error) => self.refuse(&error, &mut body).await,
         };
@@ -46,7 +46,7 @@ impl Service for IngestListener {
 }
 
 impl IngestListener {
-    async fn answer(&self, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
+    async fn answer(&self, peer: Peer, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
         let route = routes::ingest(head.uri.path()).ok_or(Error::NotFound)?;
         match (&head.method, route) {
             (&Method::POST, _) | (&Method::GET, Route::Pixel(_)) => {}
@@ -60,10 +60,10 @@ impl IngestListener {
         self.stats.requests.add(1);
         match route {
             Route::Events(call) => {
-                let accepted = self.accept(call, head, body).await?;
+                let accepted = self.accept(call, peer, head, body).await?;
                 Ok(reply::accepted(&accepted))
             }
-            Route::Pixel(kind) => Ok(self.pixel(kind, head, body).await),
+            Route::Pixel(kind) => Ok(self.pixel(kind, peer, head, body).await),
             Route::ClientMetrics => {
                 self.stats.client_metrics.add(1);
                 body::discard(body).await;
@@ -73,8 +73,8 @@ impl IngestListener {
     }
 
     /// Whoever asks for a picture gets one, for nobody would see anything else. What went wrong is counted.
-    async fn pixel(&self, kind: Kind, head: &Parts, body: &mut Incoming) -> Reply {
-        if let Err(error) = self.accept(Call::Pixel(kind), head, body).await {
+    async fn pixel(&self, kind: Kind, peer: Peer, head: &Parts, body: &mut Incoming) -> Reply {
+        if let Err(error) = self.accept(Call::Pixel(kind), peer, head, body).await {
             let untold = match &error {
                 Error::Credentials(_) => true,
                 Error::Body(error) => {
@@ -94,6 +94,7 @@ impl IngestListener {
     async fn accept(
         &self,
         call: Call,
+        peer: Peer,
         head: &Parts,
         body: &mut Incoming,
     ) -> Result<Accepted, Error> {
@@ -110,7 +111,11 @@ impl IngestListener {
                 &*held
             }
         };
-        let accepted = self.ingest.accept(call, credentials, content).await;
+        let clock = match peer {
+            Peer::Local => Clock::Shared,
+            Peer::Remote => Clock::Foreign,
+        };
+        let accepted = self.ingest.accept(call, clock, credentials, content).await;
         accepted.map_err(Error::Refused)
     }
 
@@ -151,8 +156,9 @@ fn write_key(headers: &HeaderMap) -> Result<Option<WriteKey>, Rejection> {
     if !scheme.eq_ignore_ascii_case("basic") {
         return Ok(None);
     }
-    let decoded = base64::engine::general_purpose::STANDARD
-        .decode(credentials.trim())
+    // Some leave out the padding.
+    let decoded = base64::engine::general_purpose::STANDARD_NO_PAD
+        .decode(credentials.trim().trim_end_matches('='))
         .ok();
     let decoded = decoded
         .and_then(|bytes| String::from_utf8(bytes).ok())
@@ -179,6 +185,7 @@ mod tests {
             (format!("Basic {}", encode("KEY:")), Ok(Some("KEY"))),
             (format!("basic {}", encode("KEY")), Ok(Some("KEY"))),
             (format!("Basic {}", encode("KEY:password")), Ok(Some("KEY"))),
+            ("Basic S0VZMTo".to_owned(), Ok(Some("KEY1"))),
             (format!("Basic {}", encode(":")), Ok(None)),
             ("Bearer token".to_owned(), Ok(None)),
             ("Basic".to_owned(), Ok(None)),

@@ -53,6 +53,8 @@ pub struct Stats {
     pub rejected_events: Counter,
     /// Requests answered 413, 429 or 503, or with a pixel in place of such an answer: their events were not taken.
     pub refused_requests: Counter,
+    /// Accepted events with a messageId so long that parts of Segment drop them.
+    pub long_message_ids: Counter,
     /// Reports of analytics.js on itself, which are discarded.
     pub client_metrics: Counter,
     delivered: Rate,
@@ -68,6 +70,7 @@ impl Default for Stats {
             accepted_bytes: Counter::default(),
             rejected_events: Counter::default(),
             refused_requests: Counter::default(),
+            long_message_ids: Counter::default(),
             client_metrics: Counter::default(),
             delivered: Rate::default(),
             lanes: Mutex::default(),
