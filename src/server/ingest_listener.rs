@@ -9,7 +9,7 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
 use tracing::debug;
 
-use super::body::{self, Bodies};
+use super::body::{self, Bodies, BodyError};
 use super::guard::Guard;
 use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
@@ -92,7 +92,10 @@ impl IngestListener {
             ?error,
             "a request was not accepted"
         );
-        body::discard(body).await;
+        // Of a body that stalled or broke, nothing more comes.
+        if !matches!(error, Error::Body(BodyError::Slow | BodyError::Broken)) {
+            body::discard(body).await;
+        }
         reply
     }
 }
