@@ -4,6 +4,7 @@
 mod support;
 
 mod browser;
+mod captures;
 mod connections;
 mod delivery;
 mod demo;
