@@ -133,7 +133,7 @@ impl Bodies {
         let mut bytes = BytesMut::new();
         loop {
             let frame = tokio::time::timeout_at(room.progress_until(), body.frame()).await;
-            let Some(frame) = frame.map_err(|_| BodyError::Slow)? else {
+            let Some(frame) = frame.map_err(|_| room.late())? else {
                 return Ok(bytes.freeze());
             };
             let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
@@ -215,6 +215,14 @@ impl<'a> Room<'a> {
 
     fn shared_kib(&self) -> usize {
         self.shared.as_ref().map_or(0, SemaphorePermit::num_permits)
+    }
+
+    /// What a body is that was not there by then: in its turn it is in the way of others, and may well be welcome later.
+    fn late(&self) -> BodyError {
+        match self.turn {
+            Some(_) => BodyError::Busy,
+            None => BodyError::Slow,
+        }
     }
 
     /// By when the next piece of the body must be there.
