@@ -129,7 +129,10 @@ impl IngestListener {
             ?error,
             "a request was not accepted"
         );
-        body::discard(body).await;
+        // Of a body that stalled or broke, nothing more comes.
+        if !matches!(error, Error::Body(BodyError::Slow | BodyError::Broken)) {
+            body::discard(body).await;
+        }
         reply
     }
 }

@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod browser;
+mod captures;
 mod connections;
 mod delivery;
 mod demo;

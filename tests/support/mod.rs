@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::io::{BufRead, BufReader};
+pub(crate) mod wire;
+
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -291,4 +293,11 @@ pub(crate) fn batch(ids: &[String]) -> String {
         json!({"type": "track", "userId": "u", "event": "Test", "messageId": id, "properties": {"n": id}})
     });
     json!({"batch": events.collect::<Vec<_>>(), "sentAt": "2026-01-01T00:00:00Z"}).to_string()
+}
+
+/// A body as one gzip stream.
+pub(crate) fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(body).expect("to memory");
+    encoder.finish().expect("to memory")
 }
