@@ -32,11 +32,15 @@ impl Service for IngestListener {
         let (head, mut body) = request.into_parts();
         let origin = match self.guard.admit(&head.headers) {
             Ok(origin) => origin,
-            Err(foreign) => return self.refuse(&Error::Foreign(foreign), &mut body).await,
+            Err(foreign) => {
+                return self
+                    .refuse(&Error::Foreign(foreign), &head, &mut body)
+                    .await;
+            }
         };
         let reply = match self.answer(&head, &mut body).await {
             Ok(reply) => reply,
-            Err(error) => self.refuse(&error, &mut body).await,
+            Err(error) => self.refuse(&error, &head, &mut body).await,
         };
         match origin {
             Some(origin) => reply::shown_to(origin, reply),
@@ -82,7 +86,7 @@ impl IngestListener {
         Ok(reply::accepted(&accepted))
     }
 
-    async fn refuse(&self, error: &Error, body: &mut Incoming) -> Reply {
+    async fn refuse(&self, error: &Error, head: &Parts, body: &mut Incoming) -> Reply {
         let reply = reply::error(error);
         if matches!(reply.status().as_u16(), 413 | 429 | 503) {
             self.stats.refused_requests.add(1);
@@ -92,7 +96,9 @@ impl IngestListener {
             ?error,
             "a request was not accepted"
         );
-        body::discard(body).await;
+        if !body::is_kept(&head.headers, body) {
+            body::discard(body).await;
+        }
         reply
     }
 }
