@@ -11,4 +11,5 @@ mod house;
 mod ingest;
 mod invariants;
 mod life;
+mod listeners;
 mod trace;
