@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
-use hyper::header::CONTENT_ENCODING;
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -245,6 +245,17 @@ pub(super) async fn discard(body: &mut Incoming) {
     };
     // However far it came, the answer goes out now.
     let _ = tokio::time::timeout(DISCARD_MAX, reading).await;
+}
+
+/// Whether a sender keeps the body until it is asked for, and has not been asked. Reading asks.
+pub(super) fn is_kept(headers: &HeaderMap, body: &Incoming) -> bool {
+    let waits = headers
+        .get(EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let whole = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|len| len.to_str().ok()?.parse().ok());
+    waits && whole.is_some() && whole == body.size_hint().exact()
 }
 
 fn kib(bytes: usize) -> usize {

@@ -13,5 +13,6 @@ mod house;
 mod ingest;
 mod invariants;
 mod life;
+mod listeners;
 mod pixel;
 mod trace;

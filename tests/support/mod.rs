@@ -24,6 +24,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Relay {
     child: Child,
     pub(crate) ingest: String,
+    /// Every address of the ingest listener, as it says them itself.
+    pub(crate) addresses: Vec<String>,
+    /// Where it is served over TLS.
+    pub(crate) ingest_tls: Option<String>,
     pub(crate) admin: String,
     poster: Poster,
     log: Arc<Mutex<Vec<String>>>,
@@ -34,8 +38,18 @@ impl Relay {
     /// the environment without their prefix, such as `("SEGMENT__LINGER", "50ms")`. Returns once it is running.
     pub(crate) async fn start(data_dir: &Path, endpoint: &str, settings: &[(&str, &str)]) -> Relay {
         let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
+        command.arg("serve");
+        Relay::start_by(command, data_dir, endpoint, settings).await
+    }
+
+    /// As [`Relay::start`], by a command of one's own.
+    pub(crate) async fn start_by(
+        mut command: Command,
+        data_dir: &Path,
+        endpoint: &str,
+        settings: &[(&str, &str)],
+    ) -> Relay {
         command
-            .arg("serve")
             .env("SEGSPOOL_DATA_DIR", data_dir)
             .env("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:0\"]")
             .env("SEGSPOOL_ADMIN__LISTEN", "127.0.0.1:0")
@@ -76,14 +90,14 @@ impl Relay {
             );
         };
         let running = within(running).await;
-        let first = running["ingest"]
-            .as_str()
-            .expect("addresses")
-            .trim_matches(['[', ']']);
-        let ingest = format!("http://{first}");
+        let addresses = running["ingest"].as_str().expect("addresses").split(", ");
+        let addresses: Vec<_> = addresses.map(str::to_owned).collect();
+        let ingest = format!("http://{}", addresses[0]);
         Relay {
             child,
             ingest: ingest.clone(),
+            addresses,
+            ingest_tls: running["ingest_tls"].as_str().map(str::to_owned),
             admin: format!("http://{}", running["admin"].as_str().expect("an address")),
             poster: Poster {
                 ingest,
