@@ -6,6 +6,7 @@
 //! reports an error. `tests/clients/install` installs the SDKs. Where that was not done a test says so and passes,
 //! unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
