@@ -1,175 +1,222 @@
 //! Real SDKs against the real daemon, with nothing changed but their host: what an application hands to its SDK is what
 //! Segment gets, each event once.
 //!
-//! A client is a script in `tests/clients/<language>/`. It takes the relay's URL and a write key, sends what that
-//! folder's `calls` file says, flushes, and prints what must arrive, one JSON object a line; it fails if its SDK
-//! reports an error. `tests/clients/install` installs the SDKs. Where that was not done a test says so and passes,
-//! unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
+//! A client is a script in a folder beside this file. It takes the relay's URL and a write key, sends what the `calls` file
+//! of its language says, flushes, and prints what must arrive, one JSON object a line; it fails if its SDK reports an error.
+//! A page in Chromium is driven by such a script too. `tests/clients/install` installs the SDKs. Where that was not done a test says so and passes, unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
 
+mod compare;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use compare::{compare, lines};
 use jiff::Timestamp;
-use segspool::stand_in::{Options, RecordedEvent, StandIn};
-use serde_json::value::RawValue;
-use support::{Relay, within};
+use segspool::stand_in::StandIn;
+use support::{Relay, segment, spool, within};
 use tempfile::TempDir;
 
 const WRITE_KEY: &str = "clients-test-key";
 
+const CHROMIUM: &str = "/usr/bin/chromium";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_segment_analytics_python_sends_arrives() {
-    arrives(Language::Python, "segment_analytics_python.py").await;
+    arrives(Language::Python, "segment_analytics_python.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_segment_analytics_python_compresses_arrives() {
+    arrives(Language::Python, "segment_analytics_python.py", &["gzip"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rudder_sdk_python_sends_arrives() {
+    arrives(Language::Python, "rudder_sdk_python.py", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_segment_analytics_node_sends_arrives() {
-    arrives(Language::Node, "segment-analytics-node.mjs").await;
+    arrives(Language::Node, "segment-analytics-node.mjs", &[]).await;
 }
 
-async fn arrives(language: Language, script: &str) {
-    if !language.is_installed() {
-        skip(script);
+#[tokio::test(flavor = "multi_thread")]
+async fn what_analytics_node_sends_arrives() {
+    arrives(Language::Node, "analytics-node.mjs", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rudder_sdk_node_sends_arrives() {
+    arrives(Language::Node, "rudder-sdk-node.mjs", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_analytics_next_sends_from_a_page_of_a_listed_origin_arrives() {
+    arrives_from_a_page("standard").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_analytics_next_sends_in_batches_from_a_page_of_a_listed_origin_arrives() {
+    arrives_from_a_page("batching").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beacon_from_a_page_of_a_listed_origin_arrives() {
+    arrives_from_a_page("beacon").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_arrives_from_a_page_of_an_origin_that_is_not_listed() {
+    let page = Page::new("unlisted");
+    if !Language::Page.is_installed_for(page.mode) {
         return;
     }
-    let began = Timestamp::now();
-    let options = Options {
-        record: true,
-        ..Options::default()
-    };
-    let segment = StandIn::start(options)
-        .await
-        .expect("a free loopback port can be had");
-    let spool = TempDir::new().expect("there is room for a temporary directory");
-    let mut relay = Relay::start(spool.path(), &segment.url(), &[]).await;
-
-    let printed = language.run(script, &relay.ingest).await;
-    let printed: Vec<Object> = printed
-        .lines()
-        .map(|line| object(serde_json::from_str(line).expect("a client prints JSON lines")))
-        .collect();
-    assert!(!printed.is_empty(), "{script} printed nothing");
-
-    let all = printed.len() as u64;
-    within(segment.until(|tally| tally.events >= all)).await;
-    // What would still come, a duplicate say, comes before the relay is gone.
-    assert!(relay.stop().await.success(), "{}", relay.log());
-
-    let tally = segment.tally();
-    assert_eq!(tally.events, all, "{tally:?}");
-    assert_eq!(tally.distinct_events, all, "{tally:?}");
-    assert!(tally.violations.is_empty(), "{tally:?}");
-    let delivered = segment.take_events();
-    for event in &delivered {
-        assert_eq!(event.write_key, WRITE_KEY);
-        let sent_at = event.sent_at.as_deref().expect("this would be a violation");
-        let sent_at: Timestamp = sent_at.parse().expect("sentAt is a time");
-        assert!(began <= sent_at && sent_at <= Timestamp::now(), "{sent_at}");
-    }
-    compare(&printed, &delivered);
+    let mut way = Way::new(&[]).await;
+    // It sees to it that the page is answered 403.
+    let printed = page.run(&way.relay.ingest).await;
+    assert_eq!(printed, "", "nothing is to arrive");
+    assert_eq!(way.relay.stats().await.ingest.accepted_events, 0);
+    assert!(way.relay.stop().await.success(), "{}", way.relay.log());
+    assert_eq!(way.segment.tally().requests, 0);
 }
 
-/// Every printed event arrived, whole, as one of those delivered. There are as many of these, so nothing else did.
-fn compare(printed: &[Object], delivered: &[RecordedEvent]) {
-    let delivered: Vec<Object> = delivered
-        .iter()
-        .map(|recorded| object(&recorded.event))
-        .collect();
-    for event in &delivered {
-        assert!(!event.contains_key("sentAt"), "{event:?}");
+async fn arrives(language: Language, script: &str, more: &[&str]) {
+    if !language.is_installed_for(script) {
+        return;
     }
-    for wanted in printed {
-        let arrivals = delivered.iter().filter(|event| holds(event, wanted));
-        let arrivals = arrivals.count();
-        assert_eq!(arrivals, 1, "{}", what_is_wrong(wanted, &delivered));
-    }
+    let mut way = Way::new(&[]).await;
+    let arguments = [&[way.relay.ingest.as_str(), WRITE_KEY], more].concat();
+    let printed = language.run(script, &arguments, Stdio::null()).await;
+    way.carried(&printed).await;
 }
 
-fn holds(event: &Object, wanted: &Object) -> bool {
-    wanted
-        .iter()
-        .all(|(name, value)| event.get(name) == Some(value))
+async fn arrives_from_a_page(mode: &'static str) {
+    let page = Page::new(mode);
+    if !Language::Page.is_installed_for(mode) {
+        return;
+    }
+    let listed = format!("[\"{}\"]", page.origin);
+    let mut way = Way::new(&[("INGEST__CORS_ORIGINS", &listed)]).await;
+    let printed = page.run(&way.relay.ingest).await;
+    way.carried(&printed).await;
 }
 
-fn what_is_wrong(wanted: &Object, delivered: &[Object]) -> String {
-    let id = |event: &Object| event.get("messageId").cloned();
-    let Some(nearest) = delivered.iter().find(|event| id(event) == id(wanted)) else {
-        return format!("did not arrive once: {wanted:?}");
-    };
-    let mut wrong = format!("{:?} arrived with", id(wanted));
-    for (name, value) in wanted {
-        let arrived = nearest.get(name);
-        if arrived != Some(value) {
-            write!(wrong, "\n{name}: {arrived:?}\ninstead of {value:?}")
-                .expect("a String can be written to");
+/// A relay, and the Segment behind it.
+struct Way {
+    began: Timestamp,
+    segment: StandIn,
+    relay: Relay,
+    _spool: TempDir,
+}
+
+impl Way {
+    async fn new(settings: &[(&str, &str)]) -> Self {
+        let began = Timestamp::now();
+        let segment = segment().await;
+        let spool = spool();
+        let relay = Relay::start(spool.path(), &segment.url(), settings).await;
+        Self {
+            began,
+            segment,
+            relay,
+            _spool: spool,
         }
     }
-    wrong
-}
 
-type Object = BTreeMap<String, Json>;
+    /// Everything that a client printed arrives, once, and nothing else does.
+    async fn carried(&mut self, printed: &str) {
+        let printed = lines(printed);
+        assert!(!printed.is_empty(), "the client printed nothing");
+        let all = printed.len() as u64;
+        within(self.segment.until(|tally| tally.events >= all)).await;
+        // What would still come, a duplicate say, comes before the relay is gone.
+        assert!(self.relay.stop().await.success(), "{}", self.relay.log());
 
-/// JSON whose numbers are compared as they are spelled, since f64 makes different ones equal.
-#[derive(Clone, Debug, PartialEq)]
-enum Json {
-    Object(Object),
-    Array(Vec<Json>),
-    String(String),
-    /// A number, `true`, `false`, `null`, or a string that no Unicode text can hold.
-    Spelled(String),
-}
-
-fn json(raw: &RawValue) -> Json {
-    let text = raw.get();
-    match text.as_bytes().first() {
-        Some(b'{') => Json::Object(object(raw)),
-        Some(b'[') => {
-            let items: Vec<&RawValue> = serde_json::from_str(text).expect("this is an array");
-            Json::Array(items.into_iter().map(json).collect())
+        let tally = self.segment.tally();
+        assert_eq!(tally.events, all, "{tally:?}");
+        assert_eq!(tally.distinct_events, all, "{tally:?}");
+        assert!(tally.violations.is_empty(), "{tally:?}");
+        let delivered = self.segment.take_events();
+        for event in &delivered {
+            assert_eq!(event.write_key, WRITE_KEY);
+            let sent_at = event.sent_at.as_deref().expect("this would be a violation");
+            let sent_at: Timestamp = sent_at.parse().expect("sentAt is a time");
+            assert!(
+                self.began <= sent_at && sent_at <= Timestamp::now(),
+                "{sent_at}"
+            );
         }
-        Some(b'"') => serde_json::from_str(text).map_or_else(
-            |_lone_surrogate| Json::Spelled(text.to_owned()),
-            Json::String,
-        ),
-        _ => Json::Spelled(text.to_owned()),
+        compare(&printed, &delivered);
     }
 }
 
-fn object(raw: &RawValue) -> Object {
-    let members: BTreeMap<String, &RawValue> =
-        serde_json::from_str(raw.get()).expect("this is an object");
-    let members = members.into_iter();
-    members.map(|(name, raw)| (name, json(raw))).collect()
+/// A page in a browser, which it opens to do what `mode` says.
+struct Page {
+    mode: &'static str,
+    origin: String,
+    socket: TcpListener,
+}
+
+impl Page {
+    /// Binds the page's socket, so that its origin is known before there is a page.
+    fn new(mode: &'static str) -> Self {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = socket.local_addr().expect("it is bound");
+        Self {
+            mode,
+            origin: format!("http://{address}"),
+            socket,
+        }
+    }
+
+    async fn run(self, relay_url: &str) -> String {
+        let arguments = [relay_url, WRITE_KEY, CHROMIUM, self.mode];
+        let socket = OwnedFd::from(self.socket).into();
+        Language::Page
+            .run("analytics-next.mjs", &arguments, socket)
+            .await
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Language {
     Python,
     Node,
+    /// JavaScript that a script of Node.js has Chromium run.
+    Page,
 }
 
 impl Language {
-    /// Whether `tests/clients/install` was run, and its pins are still those of the tree.
-    fn is_installed(self) -> bool {
+    /// Whether `tests/clients/install` was run, and its pins are still those of the tree. If not, says that `client` is
+    /// skipped.
+    fn is_installed_for(self, client: &str) -> bool {
         let pins = match self {
-            Self::Python => "requirements.txt",
-            Self::Node => "package-lock.json",
+            Self::Python => "python/requirements.txt",
+            Self::Node | Self::Page => "node/package-lock.json",
         };
-        let installed = fs::read(self.installed_in().join(pins));
-        let wanted = fs::read(self.scripts_in().join(pins)).expect("the pins are in the tree");
-        installed.is_ok_and(|installed| installed == wanted)
+        let name = Path::new(pins).file_name().expect("it is a file");
+        let installed = fs::read(self.installed_in().join(name));
+        let wanted = fs::read(sources().join(pins)).expect("the pins are in the tree");
+        if !installed.is_ok_and(|installed| installed == wanted) {
+            skip(client, "run tests/clients/install first");
+            return false;
+        }
+        if matches!(self, Self::Page) && !Path::new(CHROMIUM).exists() {
+            skip(client, "install Chromium first");
+            return false;
+        }
+        true
     }
 
     /// Runs a client to its end and returns what it printed.
-    async fn run(self, script: &str, relay_url: &str) -> String {
+    async fn run(self, script: &str, arguments: &[&str], stdin: Stdio) -> String {
         let mut command = match self {
             Self::Python => {
                 let mut python = Command::new(self.installed_in().join("bin/python"));
@@ -177,16 +224,21 @@ impl Language {
                 python.arg("-B");
                 python
             }
-            Self::Node => Command::new("node"),
+            Self::Node | Self::Page => Command::new("node"),
+        };
+        let folder = match self {
+            Self::Python => "python",
+            Self::Node => "node",
+            Self::Page => "browser",
         };
         let scratch = TempDir::new().expect("there is room for a temporary directory");
         let printed = scratch.path().join("printed");
         command
-            .arg(self.scripts_in().join(script))
-            .args([relay_url, WRITE_KEY])
+            .arg(sources().join(folder).join(script))
+            .args(arguments)
             .current_dir(self.installed_in())
             .env("NO_PROXY", "*")
-            .stdin(Stdio::null())
+            .stdin(stdin)
             // A file takes any amount without being read meanwhile.
             .stdout(File::create(&printed).expect("the directory is new"));
         let child = command.spawn().expect("the client's language is installed");
@@ -195,31 +247,27 @@ impl Language {
         fs::read_to_string(&printed).expect("clients print UTF-8")
     }
 
-    fn scripts_in(self) -> PathBuf {
-        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
-        clients.join(self.folder())
-    }
-
     fn installed_in(self) -> PathBuf {
+        let folder = match self {
+            Self::Python => "python",
+            Self::Node | Self::Page => "node",
+        };
         // Cargo's target folder is only told by way of a folder in it.
         let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        scratch.with_file_name("clients").join(self.folder())
-    }
-
-    fn folder(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Node => "node",
-        }
+        scratch.with_file_name("clients").join(folder)
     }
 }
 
-fn skip(script: &str) {
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
+}
+
+fn skip(client: &str, remedy: &str) {
     let required = std::env::var_os("SEGSPOOL_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
-    assert!(!required, "{script}: run tests/clients/install first");
+    assert!(!required, "{client}: {remedy}");
     // Not eprintln!: the test passes, and what passing tests print is not shown.
     let mut stderr = io::stderr();
-    let _unheard = writeln!(stderr, "SKIPPED: {script}: run tests/clients/install first");
+    let _unheard = writeln!(stderr, "SKIPPED: {client}: {remedy}");
 }
 
 /// A child process that does not outlive its test.
