@@ -3,9 +3,11 @@
 //!
 //! A client is a script in a folder beside this file. It takes the relay's URL and a write key, sends what the `calls` file
 //! of its language says, flushes, and prints what must arrive, one JSON object a line; it fails if its SDK reports an error.
-//! A page in Chromium is driven by such a script too. `tests/clients/install` installs the SDKs. Where that was not done a test says so and passes, unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
+//! A page in Chromium is driven by such a script too. The Rust SDK is linked in. `tests/clients/install` installs the
+//! others. Where that was not done a test says so and passes, unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
 
 mod compare;
+mod rust;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 use compare::{compare, lines};
 use jiff::Timestamp;
 use segspool::stand_in::StandIn;
+use serde_json::Value;
 use support::{Relay, segment, spool, within};
 use tempfile::TempDir;
 
@@ -55,6 +58,20 @@ async fn what_analytics_node_sends_arrives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_rudder_sdk_node_sends_arrives() {
     arrives(Language::Node, "rudder-sdk-node.mjs", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_segment_crate_sends_one_by_one_arrives() {
+    let mut way = Way::new(&[]).await;
+    let wanted = rust::send_each(&way.relay.ingest, WRITE_KEY).await;
+    way.carried(&printed(&wanted)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_segment_crate_sends_in_batches_arrives() {
+    let mut way = Way::new(&[]).await;
+    let wanted = rust::send_batches(&way.relay.ingest, WRITE_KEY).await;
+    way.carried(&printed(&wanted)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,6 +123,11 @@ async fn arrives_from_a_page(mode: &'static str) {
     let mut way = Way::new(&[("INGEST__CORS_ORIGINS", &listed)]).await;
     let printed = page.run(&way.relay.ingest).await;
     way.carried(&printed).await;
+}
+
+fn printed(wanted: &[Value]) -> String {
+    let lines: Vec<String> = wanted.iter().map(Value::to_string).collect();
+    lines.join("\n")
 }
 
 /// A relay, and the Segment behind it.
