@@ -161,7 +161,7 @@ fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
-        ..limit.clone()
+        ..limit
     };
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => debug!(
