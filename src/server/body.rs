@@ -149,6 +149,11 @@ impl Bodies {
                 // It came in one piece: no copy.
                 return Ok(data);
             }
+            if bytes.is_empty() {
+                // All at once where the length is known: growing by halves would take half as much again. Only what is written to is
+                // memory in earnest.
+                bytes.reserve(exact.map_or(0, |len| len as usize));
+            }
             bytes.extend_from_slice(&data);
         }
     }

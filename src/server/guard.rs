@@ -1,13 +1,13 @@
 //! Who may talk to a listener from a browser. Pure.
 //!
 //! A page that a user happens to visit can make the user's browser send requests to this machine. Two things give such requests
-//! away: an `Origin` header, which no server-side client sends, and, where the page's own name was made to point here (DNS
+//! away: an `Origin` header, or a `Sec-Fetch-Site` that is not this one, which no server-side client sends, and, where the page's own name was made to point here (DNS
 //! rebinding), a `Host` that is none of ours.
 
 use std::net::IpAddr;
 
 use hyper::HeaderMap;
-use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::header::{HOST, HeaderValue, ORIGIN, REFERER};
 
 /// The rules of one listener.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +37,12 @@ impl Guard {
             return Err(Foreign::Host);
         }
         match headers.get(ORIGIN) {
-            None => Ok(None),
-            Some(origin) if self.may_post(origin) => Ok(Some(origin)),
+            Some(origin) if self.may_post(origin.as_bytes()) => Ok(Some(origin)),
             Some(_) => Err(Foreign::Origin),
+            None if is_for_another_site(headers) && !self.may_post(page(headers)) => {
+                Err(Foreign::Origin)
+            }
+            None => Ok(None),
         }
     }
 
@@ -62,11 +65,26 @@ impl Guard {
                 .any(|ours| ours.eq_ignore_ascii_case(&name))
     }
 
-    fn may_post(&self, origin: &HeaderValue) -> bool {
+    fn may_post(&self, origin: &[u8]) -> bool {
         self.origins
             .iter()
-            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin)
     }
+}
+
+/// Whether a browser asks on behalf of a page from elsewhere. It names no origin where the page only shows a picture, such as a
+/// pixel call.
+fn is_for_another_site(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    matches!(site, Some(b"cross-site" | b"same-site"))
+}
+
+/// The origin of the page, as far as the browser tells.
+fn page(headers: &HeaderMap) -> &[u8] {
+    let referer = headers.get(REFERER).map_or(&b""[..], HeaderValue::as_bytes);
+    // `https://host:port/…` up to the third slash.
+    let mut slashes = (0..referer.len()).filter(|at| referer[*at] == b'/');
+    slashes.nth(2).map_or(referer, |end| &referer[..end])
 }
 
 #[cfg(test)]
@@ -130,5 +148,40 @@ mod tests {
                 "{origins:?}"
             );
         }
+    }
+
+    /// Browsers send no Origin with the request for a picture: any page could once post pixel calls.
+    #[test]
+    fn a_picture_is_shown_only_to_pages_whose_origin_the_operator_listed() {
+        let guard = Guard {
+            origins: vec!["https://shop.example.test".into()],
+            ..Guard::default()
+        };
+        let shop = "https://shop.example.test/a/b?c";
+        for (site, referer, expected) in [
+            ("cross-site", shop, Ok(false)),
+            ("same-site", "https://shop.example.test/", Ok(false)),
+            (
+                "cross-site",
+                "https://other.example.test/",
+                Err(Foreign::Origin),
+            ),
+            (
+                "cross-site",
+                "https://shop.example.test.evil/",
+                Err(Foreign::Origin),
+            ),
+            ("cross-site", "", Err(Foreign::Origin)),
+            ("none", "", Ok(false)),
+            ("same-origin", "http://127.0.0.1:7346/", Ok(false)),
+        ] {
+            let headers = [("sec-fetch-site", site), ("referer", referer)];
+            assert_eq!(admit(&guard, &headers), expected, "{site} {referer}");
+        }
+        assert_eq!(
+            admit(&guard, &[("sec-fetch-mode", "cors")]),
+            Ok(false),
+            "Node.js"
+        );
     }
 }
