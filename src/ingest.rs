@@ -230,6 +230,7 @@ impl Ingest {
         let now = Timestamp::now().as_millisecond();
         DeadLetter {
             lane,
+            call: None,
             code: rejection.code().as_str().into(),
             reason: rejection.message().into(),
             status: None,

@@ -1,7 +1,7 @@
 //! Records become batches: the largest calls that Segment's limits allow, from whatever runs of events were stored.
 //!
-//! Stored JSON is joined with commas, never parsed again. Pure: no I/O, no clock. A batch holds a lane's events in order and
-//! without a gap, so it is named by their ordinals; halving it keeps both halves so.
+//! Stored JSON is joined with commas, never parsed again. Pure: no I/O, no clock. A batch holds a lane's events in order, and
+//! nothing that is to be delivered lies between them, so it is named by the range of their ordinals; halving it keeps both halves so.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -132,12 +132,13 @@ impl Batch {
         self.runs.iter().map(|run| run.events.len()).sum()
     }
 
-    /// The ordinals of its events, by which they are settled.
+    /// The ordinals of its events, by which they are settled. What else lies between the first and the last was settled before: a
+    /// dead letter that was left out when it was read.
     #[must_use]
     pub fn ordinals(&self) -> Range<u64> {
-        let first = &self.runs[0];
-        let start = first.record.first + first.events.start as u64;
-        start..start + self.len() as u64
+        let ordinal = |slice: &Slice, index: usize| slice.record.first + index as u64;
+        let (first, last) = (&self.runs[0], &self.runs[self.runs.len() - 1]);
+        ordinal(first, first.events.start)..ordinal(last, last.events.end)
     }
 
     /// The events in order.

@@ -138,10 +138,20 @@ impl LaneLoop {
                 break;
             }
             match self.reader.read(missing).await {
-                Ok(records) if records.is_empty() => break,
-                Ok(records) => records
-                    .into_iter()
-                    .for_each(|record| self.assembler.push(record)),
+                Ok(reading) => {
+                    for ordinals in reading.buried {
+                        let events = ordinals.end - ordinals.start;
+                        self.stats.dead_letter_events.add(events);
+                        self.reader.settle(ordinals);
+                    }
+                    if reading.records.is_empty() {
+                        break;
+                    }
+                    reading
+                        .records
+                        .into_iter()
+                        .for_each(|record| self.assembler.push(record));
+                }
                 Err(error) => {
                     error!(lane = %self.reader.lane().id(), %error, "a lane cannot be read");
                     self.back_off(LaneState::BackingOff, "the disk cannot be read");
@@ -258,6 +268,7 @@ impl LaneLoop {
         };
         let letter = DeadLetter {
             lane: Some(lane.name().clone()),
+            call: None,
             code: "refused".into(),
             reason: "the destination refused the event".into(),
             status,
@@ -271,7 +282,7 @@ impl LaneLoop {
             .context
             .queue
             .dead_letters()
-            .bury(place.position, place.index, letter)
+            .bury(vec![(place.position, place.index, letter)])
             .await
         {
             Ok(()) => {

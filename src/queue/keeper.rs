@@ -96,6 +96,11 @@ fn save(shared: &Shared) -> bool {
         warn!(%error, "failed to save the cursors");
         return false;
     }
+    let saved = lanes.iter().zip(&cursors.lanes);
+    shared
+        .saved
+        .set(saved.map(|(lane, (_, cursor))| (lane.id(), *cursor)));
+    shared.dead_letters.cursors_saved();
     for volume in drained {
         if volume.is_damaged() {
             let why = StoreError::Corrupt("events are missing in it".into());

@@ -88,6 +88,31 @@ impl Record {
     }
 }
 
+impl Record {
+    /// The event at `index`, which is below [`Record::len`], as a record of its own, between those before and behind it.
+    pub(super) fn cut_out(&self, index: usize) -> (Option<Record>, Record, Option<Record>) {
+        let (before, after) = (self.part(0..index), self.part(index + 1..self.len()));
+        (
+            (!before.is_empty()).then_some(before),
+            self.part(index..index + 1),
+            (!after.is_empty()).then_some(after),
+        )
+    }
+
+    fn part(&self, events: Range<usize>) -> Record {
+        let end_of = |n: usize| n.checked_sub(1).map_or(0, |last| self.ends[last]);
+        let (start, end) = (end_of(events.start), end_of(events.end));
+        Record {
+            position: self.position,
+            accepted_at_ms: self.accepted_at_ms,
+            first: self.first + events.start as u64,
+            skipped: self.skipped + events.start as u32,
+            bytes: self.bytes.slice(start as usize..end as usize),
+            ends: self.ends[events].iter().map(|end| end - start).collect(),
+        }
+    }
+}
+
 /// A lane. Everything in it belongs to the queue; others hold it as a ticket for [`Queue::append`](super::Queue::append).
 pub struct Lane {
     id: LaneId,

@@ -1,6 +1,7 @@
 //! What a lane is called: a destination, whose key is a secret, and the identity made of both.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -70,6 +71,31 @@ impl fmt::Display for LaneId {
     }
 }
 
+/// Text that is no [`LaneId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotALaneId;
+
+impl fmt::Display for NotALaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the id of a lane is 16 hexadecimal digits")
+    }
+}
+
+impl std::error::Error for NotALaneId {}
+
+impl FromStr for LaneId {
+    type Err = NotALaneId;
+
+    fn from_str(text: &str) -> Result<LaneId, NotALaneId> {
+        if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(NotALaneId);
+        }
+        u64::from_str_radix(text, 16)
+            .map(LaneId)
+            .map_err(|_| NotALaneId)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +115,21 @@ mod tests {
                 format!("{name} {name:?}"),
                 format!("segment {shown} LaneName(segment {shown})")
             );
+        }
+    }
+
+    #[test]
+    fn an_id_is_text_and_back_and_other_text_is_none() {
+        let id = LaneName::new("segment", "key").id();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in [
+            "",
+            "12",
+            "+123456789abcdef",
+            "0123456789abcdef0",
+            "xyz3456789abcdef",
+        ] {
+            assert_eq!(text.parse::<LaneId>(), Err(NotALaneId), "{text}");
         }
     }
 

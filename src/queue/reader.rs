@@ -16,6 +16,16 @@ pub struct LaneReader {
     lane: Arc<Lane>,
 }
 
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// The records, without the events that are buried.
+    pub records: Vec<Record>,
+    /// The ordinals of events that an earlier process has made dead letters, and could not settle before it died. They are to be
+    /// counted, and settled at once.
+    pub buried: Vec<Range<u64>>,
+}
+
 /// The disk did not let the reader read, for a reason that may pass. Nothing was skipped.
 #[derive(Debug)]
 pub struct ReadError(StoreError);
@@ -54,7 +64,7 @@ impl LaneReader {
     ///
     /// # Errors
     /// [`ReadError`] where the disk fails for a reason that may pass.
-    pub async fn read(&self, bytes_min: usize) -> Result<Vec<Record>, ReadError> {
+    pub async fn read(&self, bytes_min: usize) -> Result<Reading, ReadError> {
         let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(&self.lane));
         let reading = tokio::task::spawn_blocking(move || read(&shared, &lane, bytes_min));
         // It panics only if reading did, and ends only with the runtime.
@@ -69,8 +79,8 @@ impl LaneReader {
     }
 }
 
-fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, ReadError> {
-    let mut records: Vec<Record> = Vec::new();
+fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Reading, ReadError> {
+    let mut reading = Reading::default();
     let mut bytes = 0;
     while bytes < bytes_min
         && let Some(span) = lane.next_span()
@@ -80,6 +90,7 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
             give_up(shared, lane, span.volume, u64::MAX);
             continue;
         };
+        let mut records: Vec<Record> = Vec::new();
         let scanned = shared.volumes.open_for_reading(&volume).and_then(|store| {
             let mut complete = true;
             volume.read(
@@ -97,10 +108,13 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
             )?;
             Ok(complete)
         });
+        let is_first = reading.records.is_empty() && reading.buried.is_empty();
+        let nothing_read = is_first && records.is_empty();
+        bytes -= leave_out_buried(shared, lane, records, &mut reading);
         match scanned {
             Ok(false) => {}
             Ok(true) => give_up(shared, lane, span.volume, span.last),
-            Err(StoreError::Io(e)) if records.is_empty() => {
+            Err(StoreError::Io(e)) if nothing_read => {
                 return Err(ReadError(StoreError::Io(e)));
             }
             Err(StoreError::Io(error)) => {
@@ -113,7 +127,53 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Vec<Record>, R
             }
         }
     }
-    Ok(records)
+    Ok(reading)
+}
+
+/// Adds to `reading` what of the records is still to be delivered. An event of an earlier process may be a dead letter already:
+/// its letter was durable before its lane's cursor was. Returns how many bytes were left out.
+fn leave_out_buried(
+    shared: &Shared,
+    lane: &Lane,
+    records: Vec<Record>,
+    reading: &mut Reading,
+) -> usize {
+    let recovered = records
+        .iter()
+        .filter(|record| shared.saved.is_recovered(record.position));
+    let places: Vec<_> = recovered
+        .map(|record| (record.position, record.accepted_at_ms))
+        .collect();
+    let buried = match places.len() {
+        0 => Ok(Vec::new()),
+        _ => shared.dead_letters.buried(places),
+    };
+    let buried = buried.unwrap_or_else(|error| {
+        warn!(lane = %lane.id(), %error, "events that are dead letters already may be sent again");
+        Vec::new()
+    });
+    let mut buried = buried.into_iter();
+    let mut left_out = 0;
+    for record in records {
+        let indexes = match shared.saved.is_recovered(record.position) {
+            true => buried.next().unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let end = record.skipped + record.len() as u32;
+        let mut rest = Some(record);
+        for index in indexes {
+            let Some(record) = rest.take_if(|r| (r.skipped..end).contains(&index)) else {
+                continue;
+            };
+            let (before, event, after) = record.cut_out((index - record.skipped) as usize);
+            left_out += event.bytes.len();
+            reading.buried.push(event.first..event.first + 1);
+            reading.records.extend(before);
+            rest = after;
+        }
+        reading.records.extend(rest);
+    }
+    left_out
 }
 
 /// Counts as lost what is missing of a volume, and leaves the queue as if it had been settled: nobody else will.
