@@ -249,7 +249,7 @@ impl Pair {
         } = model.read[ordinal];
         let letter = letter(&model.events[event]);
         let letters = spool.queue.dead_letters();
-        prop_assert_eq!(letters.bury(position, index, letter).await, Ok(()));
+        prop_assert_eq!(letters.bury(vec![(position, index, letter)]).await, Ok(()));
         spool.readers[lane].settle(ordinal as u64..ordinal as u64 + 1);
         model.settle(ordinal..ordinal + 1);
         model.buried.insert(event);
@@ -557,9 +557,12 @@ fn a_letter_whose_sync_failed_is_buried_once_when_it_is_tried_again() {
             Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
         failures.store(1, Ordering::Release);
         let letters = queue.dead_letters();
-        assert!(letters.bury(7, 0, letter(b"poison")).await.is_err());
+        assert!(letters.bury(vec![(7, 0, letter(b"poison"))]).await.is_err());
         for _ in 0..2 {
-            letters.bury(7, 0, letter(b"poison")).await.expect("buried");
+            letters
+                .bury(vec![(7, 0, letter(b"poison"))])
+                .await
+                .expect("buried");
         }
         assert_eq!(letters.events(), 1);
         assert_eq!(letters.all().await, [letter(b"poison")]);
@@ -583,7 +586,7 @@ fn after_close_nothing_is_accepted_and_closing_again_does_nothing() {
         assert!(
             queue
                 .dead_letters()
-                .bury(0, 0, letter(b"late"))
+                .bury(vec![(0, 0, letter(b"late"))])
                 .await
                 .is_err()
         );
@@ -911,7 +914,7 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
             let (queue, lanes) = open(dir.path(), 1);
             queue
                 .dead_letters()
-                .bury(1, 0, letter(b"old"))
+                .bury(vec![(1, 0, letter(b"old"))])
                 .await
                 .expect("buried");
             queue.close().await;
@@ -922,7 +925,7 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
                 .await
                 .expect("stored");
             let letters = spool.queue.dead_letters();
-            let buried = within(letters.bury(2, 0, letter(b"new"))).await;
+            let buried = within(letters.bury(vec![(2, 0, letter(b"new"))])).await;
             assert_eq!(buried, Ok(()), "{what}");
             assert_eq!(letters.all().await.last(), Some(&letter(b"new")), "{what}");
             assert_eq!(

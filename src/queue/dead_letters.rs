@@ -40,7 +40,7 @@ const REJECTED_SHARE: u64 = 4;
 const LETTER_OVERHEAD_BYTES: u64 = 256;
 
 /// A dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// The lane it would have left by, or left; none where the request named no write key.
     pub lane: Option<LaneName>,
@@ -161,20 +161,19 @@ impl DeadLetters {
         })
     }
 
-    /// Buries an event that its destination refused, by its place in its lane. Returns once it is durable here; only then may it
-    /// leave its lane.
+    /// Buries events, by their places in their lane. Returns once they are durable here; only then may they leave their lane.
     ///
     /// # Errors
-    /// The event is not buried.
-    pub async fn bury(
-        &self,
-        position: Position,
-        index: u32,
-        letter: DeadLetter,
-    ) -> Result<(), BuryError> {
+    /// Not all of them are buried.
+    pub async fn bury(&self, letters: Vec<(Position, u32, DeadLetter)>) -> Result<(), BuryError> {
         let (reply, answer) = oneshot::channel();
-        let letters = vec![(id(b'e', position, index, letter.accepted_at_ms), letter)];
-        let order = Order::Bury { letters, reply };
+        let letters = letters.into_iter().map(|(position, index, letter)| {
+            (id(b'e', position, index, letter.accepted_at_ms), letter)
+        });
+        let order = Order::Bury {
+            letters: letters.collect(),
+            reply,
+        };
         self.orders
             .send(order)
             .await
