@@ -44,6 +44,9 @@ pub(super) struct Cursors {
     pub(super) next_position: Position,
     pub(super) next_volume: VolumeNumber,
     pub(super) lanes: Vec<(LaneName, Cursor)>,
+    /// The lanes that an operator has paused.
+    #[serde(default)]
+    pub(super) paused: Vec<LaneName>,
 }
 
 impl Cursors {

@@ -91,6 +91,11 @@ fn save(shared: &Shared) -> bool {
             .iter()
             .map(|lane| (lane.name().clone(), lane.cursor()))
             .collect(),
+        paused: lanes
+            .iter()
+            .filter(|lane| lane.is_paused())
+            .map(|lane| lane.name().clone())
+            .collect(),
     };
     if let Err(error) = cursors.save(&shared.layout.cursors()) {
         warn!(%error, "failed to save the cursors");

@@ -56,9 +56,9 @@ use tracing::{error, info};
 pub use dead_letters::{
     BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, NotALetterId, Portion, Unavailable,
 };
-pub use lane::{Depth, Lane, Record};
+pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
-pub use name::{LaneId, LaneName, NotALaneId};
+pub use name::{LaneId, LaneName};
 pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
 pub use store::Barrier;
@@ -321,6 +321,24 @@ impl Queue {
     #[must_use]
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
         self.shared.lanes.all()
+    }
+
+    /// The lane with that identity.
+    #[must_use]
+    pub fn find_lane(&self, id: LaneId) -> Option<Arc<Lane>> {
+        self.shared.lanes.find(id)
+    }
+
+    /// Lets nothing of a lane be sent until it is resumed, in this process and those after it.
+    pub fn pause(&self, lane: &Lane) {
+        lane.pause();
+        self.shared.keeper.wake();
+    }
+
+    /// Lets a lane be sent again, at once, whatever it was waiting for.
+    pub fn resume(&self, lane: &Lane) {
+        lane.resume();
+        self.shared.keeper.wake();
     }
 
     /// Stores events, in each lane in the order given, and returns once all of them are as durable as the queue makes them.

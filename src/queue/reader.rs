@@ -7,7 +7,10 @@ use tracing::{error, warn};
 
 use super::Shared;
 use super::lane::{Depth, Lane, Record};
+use super::record::Unpacked;
 use super::store::StoreError;
+use super::unsettled::Stretch;
+use super::volume::VolumeNumber;
 
 /// Reads one lane. Reading goes ahead of settling; what was read and never settled is read again by the next process.
 #[derive(Debug)]
@@ -67,6 +70,17 @@ impl LaneReader {
     pub async fn read(&self, bytes_min: usize) -> Result<Reading, ReadError> {
         let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(&self.lane));
         let reading = tokio::task::spawn_blocking(move || read(&shared, &lane, bytes_min));
+        // It panics only if reading did, and ends only with the runtime.
+        reading.await.expect("reading ends with a result")
+    }
+
+    /// Reads events again that were read before, as far as they are not settled.
+    ///
+    /// # Errors
+    /// [`ReadError`] where the disk fails for a reason that may pass.
+    pub async fn read_again(&self, ordinals: Range<u64>) -> Result<Vec<Record>, ReadError> {
+        let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(&self.lane));
+        let reading = tokio::task::spawn_blocking(move || read_again(&shared, &lane, ordinals));
         // It panics only if reading did, and ends only with the runtime.
         reading.await.expect("reading ends with a result")
     }
@@ -174,6 +188,69 @@ fn leave_out_buried(
         reading.records.extend(rest);
     }
     left_out
+}
+
+fn read_again(
+    shared: &Shared,
+    lane: &Lane,
+    ordinals: Range<u64>,
+) -> Result<Vec<Record>, ReadError> {
+    let mut records = Vec::new();
+    for stretch in lane.find(ordinals) {
+        let Some(volume) = shared.volumes.get(stretch.volume) else {
+            lose(shared, lane, &stretch);
+            continue;
+        };
+        let found = shared.volumes.open_for_reading(&volume).and_then(|store| {
+            let mut found = None;
+            let at = stretch.position;
+            volume.read(&store, lane.id(), at, at, |_, unpacked| {
+                found = part(&stretch, unpacked);
+                false
+            })?;
+            Ok(found)
+        });
+        match found {
+            Ok(Some(record)) => records.push(record),
+            Ok(None) => lose(shared, lane, &stretch),
+            Err(StoreError::Io(error)) => return Err(ReadError(StoreError::Io(error))),
+            Err(corrupt) => {
+                shared.volumes.move_to_quarantine(&volume, &corrupt);
+                lose(shared, lane, &stretch);
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// The events of a stretch, where the stored record has them.
+fn part(stretch: &Stretch<VolumeNumber>, unpacked: Unpacked) -> Option<Record> {
+    let start = stretch.index as usize;
+    let len = (stretch.ordinals.end - stretch.ordinals.start) as usize;
+    let Unpacked {
+        accepted_at_ms,
+        bytes,
+        ends,
+    } = unpacked.part(start..start + len)?;
+    Some(Record {
+        position: stretch.position,
+        accepted_at_ms,
+        first: stretch.ordinals.start,
+        skipped: stretch.index,
+        bytes,
+        ends,
+    })
+}
+
+/// Counts as lost what was read once and is not there any more, and leaves the queue as if it had been settled.
+fn lose(shared: &Shared, lane: &Lane, stretch: &Stretch<VolumeNumber>) {
+    if let Some(volume) = shared.volumes.get(stretch.volume) {
+        volume.mark_damaged();
+    }
+    let lost = lane.lose(stretch.ordinals.clone());
+    let events: u64 = lost.iter().map(|part| part.events).sum();
+    error!(lane = %lane.id(), volume = stretch.volume, events, "events were lost with what cannot be read again");
+    shared.settled(lost.iter().map(|part| (part.volume, part.events)));
 }
 
 /// Counts as lost what is missing of a volume, and leaves the queue as if it had been settled: nobody else will.

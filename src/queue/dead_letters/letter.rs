@@ -9,7 +9,7 @@ use crate::queue::Position;
 use crate::queue::name::{LaneId, LaneName};
 
 /// A dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// The lane it would have left by, or left; none where the request named no write key.
     pub lane: Option<LaneName>,
