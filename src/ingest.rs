@@ -4,6 +4,8 @@
 //! neighbours: it is told to the sender, and kept as a dead letter so that a fire-and-forget client's bug can be seen.
 //! Knows nothing of HTTP.
 
+mod replay;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use crate::event::{
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
+
+pub use replay::{Replayed, Stopped};
 
 /// The kind of lane that leads to Segment.
 pub const SEGMENT: &str = "segment";
@@ -30,6 +34,24 @@ pub enum Call {
     Single(Kind),
     /// A batch.
     Batch,
+}
+
+impl Call {
+    /// What its path calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Call::Single(kind) => kind.name(),
+            Call::Batch => "batch",
+        }
+    }
+
+    /// How a dead letter remembers an item of it: an item of a batch says by itself what it is.
+    fn of_item(self) -> Option<Call> {
+        match self {
+            Call::Single(_) => Some(self),
+            Call::Batch => None,
+        }
+    }
 }
 
 /// What became of a request of which at least one event was accepted.
@@ -114,10 +136,12 @@ impl Ingest {
             Call::Batch => decode_batch(body),
         };
         let envelope = decoded.map_err(|rejection| {
-            self.reject(vec![self.letter(None, &rejection, body)]);
+            let lane = credentials.as_ref().map(lane_of);
+            self.reject(vec![letter(lane, Some(call), &rejection, body)]);
             Refusal::Rejected(rejection)
         })?;
-        let prepared = self.prepare(&envelope, credentials)?;
+        let stamping = Stamp::at(Timestamp::now());
+        let prepared = self.prepare(call, &envelope, credentials, &stamping)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
@@ -137,16 +161,18 @@ impl Ingest {
     /// Validates and stamps every event and sorts them by lane. Changes nothing.
     fn prepare(
         &self,
+        call: Call,
         envelope: &Envelope<'_>,
         credentials: Option<WriteKey>,
+        stamping: &Stamp,
     ) -> Result<Prepared, Refusal> {
-        let stamping = Stamp::at(Timestamp::now());
         let key = credentials.as_ref().or(envelope.write_key.as_ref());
         let mut prepared = Prepared::default();
         for (index, raw) in envelope.events.iter().enumerate() {
-            let result = self.prepare_one(raw, key, envelope, &stamping, &mut prepared);
+            let result = self.prepare_one(raw, key, envelope, stamping, &mut prepared);
             if let Err(Unfit { lane, rejection }) = result {
-                let letter = self.letter(lane, &rejection, raw.json().as_bytes());
+                let json = raw.json().as_bytes();
+                let letter = letter(lane, call.of_item(), &rejection, json);
                 prepared.letters.push(letter);
                 prepared.rejected.push(RejectedItem { index, rejection });
             }
@@ -192,9 +218,12 @@ impl Ingest {
         Ok(())
     }
 
-    async fn append(&self, by_key: HashMap<WriteKey, Run>) -> Result<Durability, Refusal> {
-        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::with_capacity(by_key.len());
-        let mut counts = Vec::with_capacity(by_key.len());
+    async fn append(
+        &self,
+        by_key: impl IntoIterator<Item = (WriteKey, Run)>,
+    ) -> Result<Durability, Refusal> {
+        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::new();
+        let mut counts = Vec::new();
         for (key, run) in by_key.into_iter().filter(|(_, run)| !run.is_empty()) {
             let lane = self
                 .queue
@@ -225,22 +254,6 @@ impl Ingest {
             self.queue.dead_letters().keep_rejected(letters);
         }
     }
-
-    fn letter(&self, lane: Option<LaneName>, rejection: &Rejection, event: &[u8]) -> DeadLetter {
-        let now = Timestamp::now().as_millisecond();
-        DeadLetter {
-            lane,
-            call: None,
-            code: rejection.code().as_str().into(),
-            reason: rejection.message().into(),
-            status: None,
-            answer: String::new(),
-            attempts: 0,
-            accepted_at_ms: now,
-            buried_at_ms: now,
-            event: event.to_vec(),
-        }
-    }
 }
 
 /// A request's events on their way to their lanes.
@@ -265,6 +278,26 @@ impl From<Rejection> for Unfit {
             lane: None,
             rejection,
         }
+    }
+}
+
+/// A rejected event, or a whole body that could not be taken apart: that is the `call`'s then.
+fn letter(
+    lane: Option<LaneName>,
+    call: Option<Call>,
+    rejection: &Rejection,
+    event: &[u8],
+) -> DeadLetter {
+    let now = Timestamp::now().as_millisecond();
+    DeadLetter {
+        lane,
+        call: call.map(|call| call.name().to_owned()),
+        code: rejection.code().as_str().into(),
+        reason: rejection.message().into(),
+        accepted_at_ms: now,
+        buried_at_ms: now,
+        event: event.to_vec(),
+        ..DeadLetter::default()
     }
 }
 

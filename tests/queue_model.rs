@@ -16,8 +16,8 @@ use bytesize::ByteSize;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use segspool::queue::{
-    AppendError, Barrier, Config, DeadLetter, Durability, Filter, Lane, LaneName, LaneReader,
-    NewLanes, OpenError, Position, Queue, Reading, Run,
+    AppendError, Barrier, BuryError, Config, DeadLetter, Durability, Filter, Lane, LaneName,
+    LaneReader, NewLanes, OpenError, Position, Queue, Reading, Run,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -1008,6 +1008,106 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
             );
             spool.queue.close().await;
         }
+    });
+}
+
+/// So many letters of 7 kB, each with a text of its own.
+fn letters_of(numbers: std::ops::Range<u32>) -> Vec<(Position, u32, DeadLetter)> {
+    let letters = numbers.map(|n| (7, n, letter(&event(0, n as usize, 7_000))));
+    letters.collect()
+}
+
+#[test]
+fn dead_letters_that_take_far_too_much_disk_are_written_anew_and_none_is_lost() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let store = dir.path().join("dead-letters");
+        let (queue, lanes) = open(dir.path(), 1);
+        for start in (0..3_000).step_by(500) {
+            let letters = letters_of(start..start + 500);
+            let buried = queue.dead_letters().bury(letters).await;
+            buried.expect("buried");
+        }
+        let full = disk_bytes(&store);
+        assert!(full > 16 << 20, "{full}");
+        let all = queue.dead_letters();
+        let (mut after, mut removed) = (None, 0);
+        while removed < 2_900 {
+            let portion = all.read(after, &Filter::default(), 100).await;
+            let portion = portion.expect("a good disk");
+            let ids: Vec<_> = portion.letters.iter().map(|(id, _)| *id).collect();
+            after = portion.next;
+            removed += all.change(ids, Vec::new()).await.expect("a good disk");
+        }
+        let kept: Vec<_> = letters_of(2_900..3_000).into_iter().map(|l| l.2).collect();
+        assert_eq!(all.all().await, kept);
+        assert!(disk_bytes(&store) < full / 2, "the disk is not back");
+        queue.close().await;
+        drop((queue, lanes));
+
+        // What a crash may leave: the new store complete or not, the old one under either name.
+        let (new, old) = (
+            dir.path().join("dead-letters.new"),
+            dir.path().join("dead-letters.old"),
+        );
+        for what in [
+            "nothing else",
+            "half a new one",
+            "the old one aside",
+            "both",
+        ] {
+            match what {
+                "half a new one" => fs::create_dir(&new).expect("made"),
+                "the old one aside" => {
+                    fs::rename(&store, &old).expect("renamed");
+                    fs::create_dir(&new).expect("made");
+                }
+                "both" => fs::create_dir(&old).expect("made"),
+                _ => {}
+            }
+            let (queue, lanes) = open(dir.path(), 1);
+            assert_eq!(queue.dead_letters().all().await, kept, "{what}");
+            assert_eq!(queue.dead_letters().events(), 100, "{what}");
+            queue.close().await;
+            drop((queue, lanes));
+            assert!(!new.exists() && !old.exists(), "{what}");
+        }
+    });
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = files_of(dir).into_iter();
+    files
+        .map(|file| fs::metadata(file).map_or(0, |m| m.blocks() * 512))
+        .sum()
+}
+
+#[test]
+fn letters_buried_together_are_all_buried_or_none_and_one_buried_again_is_the_later_one() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let config = Config {
+            dead_letter_max_bytes: ByteSize::kib(100),
+            ..config(1)
+        };
+        let (queue, _lanes) = Queue::open(dir.path(), &config).expect("opened");
+        let letters = queue.dead_letters();
+        let too_many = letters.bury(letters_of(0..20)).await;
+        assert_eq!(too_many, Err(BuryError::Full));
+        assert_eq!((letters.events(), letters.all().await.len()), (0, 0));
+        letters.bury(letters_of(0..10)).await.expect("buried");
+        let mut again = letters_of(9..10);
+        again[0].2 = letter(b"short");
+        letters.bury(again).await.expect("buried");
+        let all = letters.all().await;
+        assert_eq!((letters.events(), all.len()), (10, 10));
+        assert_eq!(
+            all[9],
+            letter(b"short"),
+            "nothing of the longer one is left"
+        );
+        queue.close().await;
     });
 }
 

@@ -21,7 +21,7 @@ use crate::stats::Stats;
 /// What the ingest listener works with.
 #[derive(Debug)]
 pub(super) struct IngestListener {
-    pub(super) ingest: Ingest,
+    pub(super) ingest: Arc<Ingest>,
     pub(super) bodies: Bodies,
     pub(super) stats: Arc<Stats>,
     pub(super) guard: Guard,

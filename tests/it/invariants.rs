@@ -30,9 +30,15 @@ impl Accepting {
             listen: vec![loopback],
             ..IngestConfig::default()
         };
-        let server = Server::bind(&ingest, &AdminConfig { listen: loopback })
-            .await
-            .expect("free ports");
+        let server = Server::bind(
+            &ingest,
+            &AdminConfig {
+                listen: loopback,
+                ..AdminConfig::default()
+            },
+        )
+        .await
+        .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());
         let opening =
             tokio::task::spawn_blocking(move || Queue::open_with(&path, &config, barrier));

@@ -5,10 +5,12 @@ mod support;
 
 mod browser;
 mod connections;
+mod dead_letters;
 mod delivery;
 mod demo;
 mod house;
 mod ingest;
 mod invariants;
+mod lanes;
 mod life;
 mod trace;

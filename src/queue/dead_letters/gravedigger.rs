@@ -48,8 +48,9 @@ pub(super) struct Gravedigger {
     saved: Arc<SavedCursors>,
     counts: Arc<Counts>,
     store: Option<Store>,
-    /// What the store took on disk when it was last written anew, or failed to be: it is not tried again at once.
-    disk_after_rewrite: u64,
+    /// Whether the store was empty when it was last written anew, or failed to be, and what it took on disk then: if that did not
+    /// help, doing it again at once does not either.
+    rewritten: (bool, u64),
 }
 
 impl Gravedigger {
@@ -68,7 +69,7 @@ impl Gravedigger {
             saved,
             counts,
             store: None,
-            disk_after_rewrite: 0,
+            rewritten: (false, 0),
         }
     }
 
@@ -205,23 +206,24 @@ impl Gravedigger {
             true => EMPTY_DISK_BYTES,
             false => SPARSE_DISK_BYTES.max(SPARSE_FACTOR * live),
         };
-        if disk <= bound.max(2 * self.disk_after_rewrite) {
+        let already = match self.rewritten {
+            (was_empty, disk) if was_empty == is_empty => 2 * disk,
+            _ => 0,
+        };
+        if disk <= bound.max(already) {
             return;
         }
-        match self.rewrite() {
+        self.rewritten = match self.rewrite() {
             Ok(()) => {
-                self.disk_after_rewrite = dir_bytes(&self.dir);
-                info!(
-                    before = disk,
-                    after = self.disk_after_rewrite,
-                    "the dead letters take less disk now"
-                );
+                let after = dir_bytes(&self.dir);
+                info!(before = disk, after, "the dead letters take less disk now");
+                (is_empty, after)
             }
             Err(error) => {
-                self.disk_after_rewrite = disk;
                 warn!(%error, "failed to write the dead letters anew; they stay as they were");
+                (is_empty, disk)
             }
-        }
+        };
     }
 
     /// A crash at any point leaves the old store or the new one, and both hold the same.
