@@ -48,9 +48,8 @@ pub(super) struct Gravedigger {
     saved: Arc<SavedCursors>,
     counts: Arc<Counts>,
     store: Option<Store>,
-    /// Whether the store was empty when it was last written anew, or failed to be, and what it took on disk then: if that did not
-    /// help, doing it again at once does not either.
-    rewritten: (bool, u64),
+    /// What was in the store when it was last written anew, or failed to be, and what it took on disk then, in bytes.
+    rewritten: (u64, u64),
 }
 
 impl Gravedigger {
@@ -69,7 +68,7 @@ impl Gravedigger {
             saved,
             counts,
             store: None,
-            rewritten: (false, 0),
+            rewritten: (u64::MAX, 0),
         }
     }
 
@@ -206,22 +205,21 @@ impl Gravedigger {
             true => EMPTY_DISK_BYTES,
             false => SPARSE_DISK_BYTES.max(SPARSE_FACTOR * live),
         };
-        let already = match self.rewritten {
-            (was_empty, disk) if was_empty == is_empty => 2 * disk,
-            _ => 0,
-        };
-        if disk <= bound.max(already) {
+        let (live_then, disk_then) = self.rewritten;
+        // If that did not help enough, it does not until much has changed.
+        let has_changed = live < live_then / 2 || disk > 2 * disk_then;
+        if disk <= bound || !has_changed {
             return;
         }
         self.rewritten = match self.rewrite() {
             Ok(()) => {
                 let after = dir_bytes(&self.dir);
                 info!(before = disk, after, "the dead letters take less disk now");
-                (is_empty, after)
+                (live, after)
             }
             Err(error) => {
                 warn!(%error, "failed to write the dead letters anew; they stay as they were");
-                (is_empty, disk)
+                (live, disk)
             }
         };
     }
