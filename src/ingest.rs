@@ -86,6 +86,7 @@ pub struct Ingest {
     queue: Queue,
     stats: Arc<Stats>,
     write_key: Option<WriteKey>,
+    clock: fn() -> Timestamp,
 }
 
 impl Ingest {
@@ -96,7 +97,14 @@ impl Ingest {
             queue,
             stats,
             write_key,
+            clock: Timestamp::now,
         }
+    }
+
+    /// Goes by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: fn() -> Timestamp) -> Ingest {
+        Ingest { clock, ..self }
     }
 
     /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
@@ -140,7 +148,7 @@ impl Ingest {
         envelope: &Envelope<'_>,
         credentials: Option<WriteKey>,
     ) -> Result<Prepared, Refusal> {
-        let stamping = Stamp::at(Timestamp::now());
+        let stamping = Stamp::at((self.clock)());
         let key = credentials.as_ref().or(envelope.write_key.as_ref());
         let mut prepared = Prepared::default();
         for (index, raw) in envelope.events.iter().enumerate() {
@@ -227,7 +235,7 @@ impl Ingest {
     }
 
     fn letter(&self, lane: Option<LaneName>, rejection: &Rejection, event: &[u8]) -> DeadLetter {
-        let now = Timestamp::now().as_millisecond();
+        let now = (self.clock)().as_millisecond();
         DeadLetter {
             lane,
             code: rejection.code().as_str().into(),

@@ -11,4 +11,6 @@ mod house;
 mod ingest;
 mod invariants;
 mod life;
+mod outages;
 mod trace;
+mod verdicts;
