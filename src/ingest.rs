@@ -4,15 +4,16 @@
 //! neighbours: it is told to the sender, and kept as a dead letter so that a fire-and-forget client's bug can be seen.
 //! Knows nothing of HTTP.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::event::{
-    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_single, stamp,
-    validate,
+    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
+    decode_single, stamp, validate,
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
@@ -28,8 +29,31 @@ const STAMPED_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub enum Call {
     /// One message of the kind that the path names.
     Single(Kind),
+    /// The fields of a pixel call: one message of the kind that the path names.
+    Pixel(Kind),
     /// A batch.
     Batch,
+}
+
+/// Which clock a request's times are by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// This machine's.
+    Shared,
+    /// Another one, which may be off.
+    Foreign,
+}
+
+/// What the operator says of write keys and clocks.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The write key of requests that carry none.
+    pub write_key: Option<WriteKey>,
+    /// The write keys that may be used; empty: any. They are looked up by hash and not in constant time: a write key is no
+    /// proof of who one is, every page that sends to Segment shows its own.
+    pub allowed_write_keys: HashSet<WriteKey>,
+    /// How far a foreign clock may be off before the times by it are corrected; none: they never are.
+    pub clock_skew_over: Option<Duration>,
 }
 
 /// What became of a request of which at least one event was accepted.
@@ -85,26 +109,26 @@ impl std::error::Error for Refusal {}
 pub struct Ingest {
     queue: Queue,
     stats: Arc<Stats>,
-    write_key: Option<WriteKey>,
-    clock: fn() -> Timestamp,
+    rules: Rules,
+    now: fn() -> Timestamp,
 }
 
 impl Ingest {
-    /// The way into `queue`. `write_key` is that of requests that carry none.
+    /// The way into `queue`.
     #[must_use]
-    pub fn new(write_key: Option<WriteKey>, queue: Queue, stats: Arc<Stats>) -> Ingest {
+    pub fn new(rules: Rules, queue: Queue, stats: Arc<Stats>) -> Ingest {
         Ingest {
             queue,
             stats,
-            write_key,
-            clock: Timestamp::now,
+            rules,
+            now: Timestamp::now,
         }
     }
 
-    /// Goes by another clock.
+    /// Takes the time from elsewhere.
     #[must_use]
-    pub fn with_clock(self, clock: fn() -> Timestamp) -> Ingest {
-        Ingest { clock, ..self }
+    pub fn with_now(self, now: fn() -> Timestamp) -> Ingest {
+        Ingest { now, ..self }
     }
 
     /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
@@ -114,18 +138,32 @@ impl Ingest {
     pub async fn accept(
         &self,
         call: Call,
+        clock: Clock,
         credentials: Option<WriteKey>,
         body: &[u8],
     ) -> Result<Accepted, Refusal> {
+        let message;
         let decoded = match call {
             Call::Single(kind) => decode_single(kind, body),
+            Call::Pixel(kind) => match decode_pixel(body) {
+                Ok(decoded) => {
+                    message = decoded;
+                    decode_single(kind, &message)
+                }
+                Err(rejection) => Err(rejection),
+            },
             Call::Batch => decode_batch(body),
         };
-        let envelope = decoded.map_err(|rejection| {
+        let rejected = |rejection| {
             self.reject(vec![self.letter(None, &rejection, body)]);
             Refusal::Rejected(rejection)
-        })?;
-        let prepared = self.prepare(&envelope, credentials)?;
+        };
+        let envelope = decoded.map_err(rejected)?;
+        let key = match credentials {
+            Some(key) => Some(key),
+            None => envelope.write_key().map_err(rejected)?,
+        };
+        let prepared = self.prepare(&envelope, clock, key)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
@@ -133,6 +171,7 @@ impl Ingest {
             return Err(Refusal::Rejected(first.rejection));
         }
         let durability = self.append(prepared.lanes).await?;
+        self.stats.long_message_ids.add(prepared.long_message_ids);
         // Only now: a request that was not taken comes again, with the same bad events.
         self.reject(prepared.letters);
         Ok(Accepted {
@@ -146,13 +185,13 @@ impl Ingest {
     fn prepare(
         &self,
         envelope: &Envelope<'_>,
-        credentials: Option<WriteKey>,
+        clock: Clock,
+        key: Option<WriteKey>,
     ) -> Result<Prepared, Refusal> {
-        let stamping = Stamp::at((self.clock)());
-        let key = credentials.as_ref().or(envelope.write_key.as_ref());
+        let stamping = self.stamping(clock, (self.now)());
         let mut prepared = Prepared::default();
         for (index, raw) in envelope.events.iter().enumerate() {
-            let result = self.prepare_one(raw, key, envelope, &stamping, &mut prepared);
+            let result = self.prepare_one(raw, key.as_ref(), envelope, &stamping, &mut prepared);
             if let Err(Unfit { lane, rejection }) = result {
                 let letter = self.letter(lane, &rejection, raw.json().as_bytes());
                 prepared.letters.push(letter);
@@ -165,6 +204,14 @@ impl Ingest {
         Ok(prepared)
     }
 
+    fn stamping(&self, clock: Clock, now: Timestamp) -> Stamp {
+        let stamping = Stamp::at(now);
+        match (clock, self.rules.clock_skew_over) {
+            (Clock::Foreign, Some(over)) => stamping.correcting_clocks(over),
+            (Clock::Foreign, None) | (Clock::Shared, _) => stamping,
+        }
+    }
+
     fn prepare_one(
         &self,
         raw: &RawEvent<'_>,
@@ -173,6 +220,10 @@ impl Ingest {
         stamping: &Stamp,
         prepared: &mut Prepared,
     ) -> Result<(), Unfit> {
+        // First, because an event with a key that may not be used has no lane of ours.
+        if let Some(key) = key {
+            self.allow(key)?;
+        }
         let event = validate(raw).map_err(|rejection| Unfit {
             lane: key.map(lane_of),
             rejection,
@@ -180,7 +231,7 @@ impl Ingest {
         // Header, envelope, message, configuration: the first that has one.
         let key = match key {
             Some(key) => Some(key.clone()),
-            None => event.write_key()?.or_else(|| self.write_key.clone()),
+            None => event.write_key()?.or_else(|| self.rules.write_key.clone()),
         };
         let key = key.ok_or_else(|| {
             Rejection::new(
@@ -188,6 +239,8 @@ impl Ingest {
                 "neither the Authorization header nor `writeKey` names a write key",
             )
         })?;
+        self.allow(&key)?;
+        let id_is_long = event.message_id_is_long();
         let run = prepared.lanes.entry(key.clone()).or_default();
         let before = run.byte_len();
         stamp(event, envelope, stamping, run.buffer()).map_err(|rejection| Unfit {
@@ -197,7 +250,19 @@ impl Ingest {
         run.close_event();
         prepared.bytes += run.byte_len() - before;
         prepared.accepted += 1;
+        prepared.long_message_ids += u64::from(id_is_long);
         Ok(())
+    }
+
+    fn allow(&self, key: &WriteKey) -> Result<(), Rejection> {
+        let allowed = &self.rules.allowed_write_keys;
+        if allowed.is_empty() || allowed.contains(key) {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            Code::WriteKeyNotAllowed,
+            "the write key is none of ingest.allowed_write_keys",
+        ))
     }
 
     async fn append(&self, by_key: HashMap<WriteKey, Run>) -> Result<Durability, Refusal> {
@@ -235,7 +300,7 @@ impl Ingest {
     }
 
     fn letter(&self, lane: Option<LaneName>, rejection: &Rejection, event: &[u8]) -> DeadLetter {
-        let now = (self.clock)().as_millisecond();
+        let now = (self.now)().as_millisecond();
         DeadLetter {
             lane,
             code: rejection.code().as_str().into(),
@@ -255,6 +320,7 @@ impl Ingest {
 struct Prepared {
     lanes: HashMap<WriteKey, Run>,
     accepted: usize,
+    long_message_ids: u64,
     bytes: usize,
     rejected: Vec<RejectedItem>,
     letters: Vec<DeadLetter>,
@@ -277,4 +343,54 @@ impl From<Rejection> for Unfit {
 
 fn lane_of(key: &WriteKey) -> LaneName {
     LaneName::new(SEGMENT, key.expose())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::queue::Config;
+
+    #[tokio::test]
+    async fn only_the_times_of_a_foreign_clock_are_corrected_and_only_if_the_operator_wants_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().to_owned();
+        let opening = tokio::task::spawn_blocking(move || Queue::open(&path, &Config::default()));
+        let (queue, _new_lanes) = opening.await.expect("no panic").expect("opened");
+        let now = Timestamp::now();
+        let sent = now - Duration::from_secs(3600);
+        let body = format!(
+            r#"{{"type":"track","userId":"u","event":"E","timestamp":"{sent:.3}","sentAt":"{sent:.3}"}}"#
+        );
+        let ten_minutes = Some(Duration::from_secs(600));
+        let day = Some(Duration::from_secs(86_400));
+        for (clock, clock_skew_over, is_corrected) in [
+            (Clock::Foreign, ten_minutes, true),
+            (Clock::Foreign, day, false),
+            (Clock::Foreign, None, false),
+            (Clock::Shared, ten_minutes, false),
+        ] {
+            let rules = Rules {
+                clock_skew_over,
+                ..Rules::default()
+            };
+            let ingest = Ingest::new(rules, queue.clone(), Arc::default());
+            let envelope = decode_single(Kind::Track, body.as_bytes()).expect("JSON");
+            let key = WriteKey::new("KEY12345").ok();
+            let prepared = ingest.prepare(&envelope, clock, key).expect("prepared");
+            let run = prepared.lanes.values().next().expect("a lane");
+            let event: Value =
+                serde_json::from_slice(run.iter().next().expect("an event")).expect("JSON");
+            let stored: Timestamp = event["timestamp"]
+                .as_str()
+                .and_then(|time| time.parse().ok())
+                .expect("a time");
+            let moved = stored.duration_since(sent).as_secs();
+            assert_eq!(moved >= 3599, is_corrected, "{clock:?} {clock_skew_over:?}");
+            assert_eq!(event.get("originalTimestamp").is_some(), is_corrected);
+            assert_eq!(event.get("sentAt"), None);
+        }
+        queue.close().await;
+    }
 }

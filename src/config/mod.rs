@@ -231,9 +231,10 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let (queue, segment, retry) = (&self.queue, &self.segment, &self.retry);
+        let (ingest, queue) = (&self.ingest, &self.queue);
+        let (segment, retry) = (&self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
-        let rules: [(bool, &'static str, String); 11] = [
+        let rules: [(bool, &'static str, String); 12] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -245,15 +246,23 @@ impl Config {
                 "must not be 0".into(),
             ),
             (
-                !self.ingest.listen.is_empty(),
+                !ingest.listen.is_empty(),
                 "ingest.listen",
                 "needs at least one address".into(),
             ),
             (
-                self.ingest.max_body >= ByteSize::kib(64)
-                    && self.ingest.max_body <= ByteSize::mib(32),
+                ingest.max_body >= ByteSize::kib(64) && ingest.max_body <= ByteSize::mib(32),
                 "ingest.max_body",
                 "must be between 64 KiB and 32 MiB".into(),
+            ),
+            (
+                ingest.allowed_write_keys.is_empty()
+                    || ingest
+                        .write_key
+                        .as_ref()
+                        .is_none_or(|key| ingest.allowed_write_keys.contains(key)),
+                "ingest.write_key",
+                "must be one of ingest.allowed_write_keys, where these are given".into(),
             ),
             (
                 queue.volume_bytes >= ByteSize::mib(1),
@@ -407,6 +416,22 @@ mod tests {
     }
 
     #[test]
+    fn the_default_write_key_is_one_of_those_allowed_and_none_is_shown() {
+        let keys = "[ingest]\nclock_skew_over = \"10m\"\nallowed_write_keys = [\"aaaaaaAAAA\", \"bbbbbbBBBB\"]\n";
+        let config = load(keys, &[]).expect("loaded");
+        assert_eq!(config.ingest.allowed_write_keys.len(), 2);
+        assert_eq!(
+            config.ingest.clock_skew_over,
+            Some(Duration::from_secs(600))
+        );
+        assert!(!format!("{config:?}").contains("bbbb"));
+        for (key, expected) in [("bbbbbbBBBB", true), ("ccccccCCCC", false), ("", true)] {
+            let loaded = load(keys, &[("SEGSPOOL_INGEST__WRITE_KEY", key)]);
+            assert_eq!(loaded.is_ok(), expected, "{key}");
+        }
+    }
+
+    #[test]
     fn the_environment_wins_over_the_file() {
         let variables = [
             ("SEGSPOOL_SEGMENT__LINGER", "2s"),
@@ -442,6 +467,26 @@ mod tests {
                 "[ingest]\nwrite_key = 5\n",
                 None,
                 "config.toml:2: a write key is a string",
+            ),
+            (
+                "[ingest]\nwrite_key = \"a\"\nallowed_write_keys = [\"b\"]\n",
+                None,
+                "ingest.write_key must be one of ingest.allowed_write_keys",
+            ),
+            (
+                "[ingest]\nallowed_write_keys = [\"\"]\n",
+                None,
+                "config.toml:2: the write key is empty",
+            ),
+            (
+                "[ingest]\nallowed_write_keys = [5]\n",
+                None,
+                "config.toml:2: write keys are a list of strings",
+            ),
+            (
+                "[ingest]\nclock_skew_over = \"soon\"\n",
+                None,
+                "config.toml:2: ",
             ),
             (
                 "[segment]\nconcurrency = 0\n",
@@ -484,6 +529,14 @@ mod tests {
         let long = "k".repeat(300);
         for (text, variable) in [
             (format!("[ingest]\nwrite_key = \"{long}\"\n"), None),
+            (
+                format!("[ingest]\nallowed_write_keys = [\"{long}\"]\n"),
+                None,
+            ),
+            (
+                String::new(),
+                Some(("SEGSPOOL_INGEST__ALLOWED_WRITE_KEYS", long.as_str())),
+            ),
             (
                 String::new(),
                 Some(("SEGSPOOL_INGEST__WRITE_KEY", long.as_str())),

@@ -105,11 +105,7 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         Arc::clone(&stats),
     )
     .map_err(Error::Setup)?;
-    let ingest = Ingest::new(
-        config.ingest.write_key.clone(),
-        queue.clone(),
-        Arc::clone(&stats),
-    );
+    let ingest = Ingest::new(config.ingest.rules(), queue.clone(), Arc::clone(&stats));
 
     info!(
         version = env!("CARGO_PKG_VERSION"),

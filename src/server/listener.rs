@@ -138,3 +138,25 @@ fn connection<S: Service>(
         .max_buf_size(BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_connects_from_a_loopback_address_is_local() {
+        for (address, peer) in [
+            ("127.0.0.1:1", Peer::Local),
+            ("127.9.9.9:1", Peer::Local),
+            ("[::1]:1", Peer::Local),
+            ("[::ffff:127.0.0.1]:1", Peer::Local),
+            ("10.0.0.7:1", Peer::Remote),
+            ("[::ffff:10.0.0.7]:1", Peer::Remote),
+            ("[fe80::1]:1", Peer::Remote),
+            ("0.0.0.0:1", Peer::Remote),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(Peer::at(address), peer, "{address}");
+        }
+    }
+}

@@ -15,19 +15,22 @@ mod body;
 mod reply;
 mod routes;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_util::future::join_all;
+use serde::de::{Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::event::WriteKey;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Rules};
 use crate::queue::Queue;
 use crate::stats::Stats;
 
@@ -55,6 +58,24 @@ pub struct IngestConfig {
     /// A file that holds it.
     #[serde(deserialize_with = "path_or_none")]
     pub write_key_file: Option<PathBuf>,
+    /// The write keys that may be used; empty: any.
+    #[serde(deserialize_with = "keys")]
+    pub allowed_write_keys: HashSet<WriteKey>,
+    /// How far the clock of a peer that is not local may be off before its times are corrected.
+    #[serde(deserialize_with = "duration_or_none")]
+    pub clock_skew_over: Option<Duration>,
+}
+
+impl IngestConfig {
+    /// What of it concerns events.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            write_key: self.write_key.clone(),
+            allowed_write_keys: self.allowed_write_keys.clone(),
+            clock_skew_over: self.clock_skew_over,
+        }
+    }
 }
 
 impl Default for IngestConfig {
@@ -66,6 +87,8 @@ impl Default for IngestConfig {
             allowed_hosts: Vec::new(),
             write_key: None,
             write_key_file: None,
+            allowed_write_keys: HashSet::new(),
+            clock_skew_over: None,
         }
     }
 }
@@ -242,14 +265,31 @@ impl Serving {
 
 /// An empty key is none.
 fn key_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<WriteKey>, D::Error> {
-    let key = String::deserialize(from)
-        .map_err(|_| serde::de::Error::custom("a write key is a string"))?;
+    let key = String::deserialize(from).map_err(|_| D::Error::custom("a write key is a string"))?;
     if key.is_empty() {
         return Ok(None);
     }
     WriteKey::new(&key)
         .map(Some)
-        .map_err(|rejection| serde::de::Error::custom(rejection.message()))
+        .map_err(|rejection| D::Error::custom(rejection.message()))
+}
+
+fn keys<'de, D: Deserializer<'de>>(from: D) -> Result<HashSet<WriteKey>, D::Error> {
+    let keys = Vec::<String>::deserialize(from)
+        .map_err(|_| D::Error::custom("write keys are a list of strings"))?;
+    let keys = keys.iter().map(|key| WriteKey::new(key));
+    keys.collect::<Result<_, _>>()
+        .map_err(|rejection| D::Error::custom(rejection.message()))
+}
+
+/// An empty duration is none.
+fn duration_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let text = text.as_str().into_deserializer();
+    jiff::fmt::serde::unsigned_duration::friendly::compact::required::deserialize(text).map(Some)
 }
 
 /// An empty path is none.

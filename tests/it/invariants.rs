@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt;
-use segspool::ingest::Ingest;
+use segspool::ingest::{Ingest, Rules};
 use segspool::queue::{self, Barrier, Queue};
 use segspool::server::{AdminConfig, IngestConfig, Phase, Server};
 use segspool::stand_in::{Answer, Match, Rule};
@@ -40,7 +40,7 @@ impl Accepting {
         let stats = Arc::new(Stats::default());
         let phase = watch::Sender::new(Phase::Running);
         let url = format!("http://{}", server.ingest_addresses()[0]);
-        let ingest = Ingest::new(None, queue.clone(), Arc::clone(&stats));
+        let ingest = Ingest::new(Rules::default(), queue.clone(), Arc::clone(&stats));
         let _serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
         Accepting {
             url,

@@ -12,5 +12,6 @@ mod ingest;
 mod invariants;
 mod life;
 mod outages;
+mod pixel;
 mod trace;
 mod verdicts;

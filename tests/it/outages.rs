@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use segspool::deliver::{self, Deliver};
-use segspool::ingest::{Call, Ingest};
+use segspool::ingest::{Call, Clock, Ingest, Rules};
 use segspool::queue::{self, Queue};
 use segspool::stand_in::{Answer, Match, Rule, StandIn};
 use segspool::stats::{LaneState, Snapshot, Stats};
@@ -25,8 +25,12 @@ async fn after_a_hold_of_three_hours_segments_formula_gives_the_original_times()
         },
         ..deliver::Config::default()
     };
-    let ingest = Ingest::new(None, queue.clone(), std::sync::Arc::clone(&stats))
-        .with_clock(|| Timestamp::now() - HOURS);
+    let ingest = Ingest::new(
+        Rules::default(),
+        queue.clone(),
+        std::sync::Arc::clone(&stats),
+    )
+    .with_now(|| Timestamp::now() - HOURS);
     let then = Timestamp::now() - HOURS;
     let body = format!(
         r#"{{"writeKey":"KEY12345","sentAt":"{then}","batch":[
@@ -34,7 +38,7 @@ async fn after_a_hold_of_three_hours_segments_formula_gives_the_original_times()
             {{"type":"track","userId":"u","event":"untold"}}]}}"#
     );
     ingest
-        .accept(Call::Batch, None, body.as_bytes())
+        .accept(Call::Batch, Clock::Shared, None, body.as_bytes())
         .await
         .expect("accepted");
 
