@@ -234,7 +234,8 @@ impl Config {
         let (ingest, queue) = (&self.ingest, &self.queue);
         let (segment, retry) = (&self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
-        let rules: [(bool, &'static str, String); 12] = [
+        let tls = ingest.tls.as_ref();
+        let rules: [(bool, &'static str, String); 13] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -249,6 +250,11 @@ impl Config {
                 !ingest.listen.is_empty(),
                 "ingest.listen",
                 "needs at least one address".into(),
+            ),
+            (
+                tls.is_none_or(|tls| tls.cert.is_some() == tls.key.is_some()),
+                "ingest.tls",
+                "needs both cert and key, or neither".into(),
             ),
             (
                 ingest.max_body >= ByteSize::kib(64) && ingest.max_body <= ByteSize::mib(32),
@@ -377,6 +383,7 @@ fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::TlsConfig;
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Error> {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -438,6 +445,7 @@ mod tests {
             ("SEGSPOOL_SEGMENT__GZIP", "true"),
             ("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:1\"]"),
             ("SEGSPOOL_INGEST__WRITE_KEY", "123456"),
+            ("SEGSPOOL_INGEST__SOCKET_MODE", "600"),
             ("SEGSPOOL_DATA_DIR", "/tmp/x"),
             ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
         ];
@@ -448,9 +456,37 @@ mod tests {
         .expect("loaded");
         assert_eq!(config.segment.linger, Duration::from_secs(2));
         assert!(config.segment.gzip);
-        assert_eq!(config.ingest.listen[0].port(), 1);
+        assert_eq!(config.ingest.listen[0].to_string(), "127.0.0.1:1");
+        assert_eq!(config.ingest.socket_mode.bits(), 0o600);
         assert_eq!(config.ingest.write_key.expect("a key").expose(), "123456");
         assert_eq!(config.data_dir, Path::new("/tmp/x"));
+    }
+
+    #[test]
+    fn applications_post_where_the_operator_says() {
+        let config = load(
+            "[ingest]\nlisten = [\"[::1]:1\", \"unix:/run/a.sock\"]\nsocket_mode = \"0666\"\nsocket_group = \"www\"\n",
+            &[],
+        );
+        let ingest = config.expect("loaded").ingest;
+        let listen: Vec<_> = ingest.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(listen, ["[::1]:1", "unix:/run/a.sock"]);
+        assert_eq!(ingest.socket_mode.bits(), 0o666);
+        assert_eq!(ingest.socket_group.as_deref(), Some("www"));
+        assert_eq!(ingest.tls, None);
+    }
+
+    #[test]
+    fn tls_is_on_where_it_has_a_section_or_a_variable() {
+        let tls = |text, variables: &[_]| load(text, variables).expect("loaded").ingest.tls;
+        assert_eq!(tls("[ingest.tls]\n", &[]), Some(TlsConfig::default()));
+        let listen = ("SEGSPOOL_INGEST__TLS__LISTEN", "127.0.0.1:9");
+        let cert = ("SEGSPOOL_INGEST__TLS__CERT", "/cert");
+        let key = ("SEGSPOOL_INGEST__TLS__KEY", "/key");
+        let found = tls("", &[listen, cert, key]).expect("on");
+        assert_eq!(found.listen.port(), 9);
+        assert_eq!(found.cert.as_deref(), Some(Path::new("/cert")));
+        assert_eq!(found.key.as_deref(), Some(Path::new("/key")));
     }
 
     #[test]
@@ -487,6 +523,36 @@ mod tests {
                 "[ingest]\nclock_skew_over = \"soon\"\n",
                 None,
                 "config.toml:2: ",
+            ),
+            (
+                "[ingest]\nlisten = [\n\"unix:ingest.sock\"]\n",
+                None,
+                "config.toml:3: `unix:ingest.sock` must name a socket by its absolute path",
+            ),
+            (
+                "[ingest]\nlisten = []\n",
+                None,
+                "ingest.listen needs at least one address",
+            ),
+            (
+                "[ingest]\nsocket_mode = \"0999\"\n",
+                None,
+                "config.toml:2: `0999` is no mode in octal",
+            ),
+            (
+                "[ingest]\nsocket_mode = 660\n",
+                None,
+                "config.toml:2: a mode is a string in octal, such as \"0660\"",
+            ),
+            (
+                "[ingest.tls]\ncert = \"/cert.pem\"\n",
+                None,
+                "ingest.tls needs both cert and key, or neither",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_INGEST__TLS__KEY", "/key.pem")),
+                "ingest.tls needs both cert and key, or neither",
             ),
             (
                 "[segment]\nconcurrency = 0\n",

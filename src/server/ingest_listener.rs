@@ -32,11 +32,15 @@ impl Service for IngestListener {
         let (head, mut body) = request.into_parts();
         let origin = match self.guard.admit(&head.headers) {
             Ok(origin) => origin,
-            Err(foreign) => return self.refuse(&Error::Foreign(foreign), &mut body).await,
+            Err(foreign) => {
+                return self
+                    .refuse(&Error::Foreign(foreign), &head, &mut body)
+                    .await;
+            }
         };
         let reply = match self.answer(peer, &head, &mut body).await {
             Ok(reply) => reply,
-            Err(error) => self.refuse(&error, &mut body).await,
+            Err(error) => self.refuse(&error, &head, &mut body).await,
         };
         match origin {
             Some(origin) => reply::shown_to(origin, reply),
@@ -86,7 +90,7 @@ impl IngestListener {
                 }
             };
             self.stats.rejected_events.add(u64::from(untold));
-            self.refuse(&error, body).await;
+            self.refuse(&error, head, body).await;
         }
         reply::pixel()
     }
@@ -119,7 +123,7 @@ impl IngestListener {
         accepted.map_err(Error::Refused)
     }
 
-    async fn refuse(&self, error: &Error, body: &mut Incoming) -> Reply {
+    async fn refuse(&self, error: &Error, head: &Parts, body: &mut Incoming) -> Reply {
         let reply = reply::error(error);
         if matches!(reply.status().as_u16(), 413 | 429 | 503) {
             self.stats.refused_requests.add(1);
@@ -129,7 +133,11 @@ impl IngestListener {
             ?error,
             "a request was not accepted"
         );
-        body::discard(body).await;
+        // Of a body that stalled or broke, nothing more comes; and one that was never asked for stays where it is.
+        let comes = !matches!(error, Error::Body(BodyError::Slow | BodyError::Broken));
+        if comes && !body::is_kept(&head.headers, body) {
+            body::discard(body).await;
+        }
         reply
     }
 }

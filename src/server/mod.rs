@@ -1,10 +1,15 @@
 //! The HTTP server: the only folder that names hyper. It reads requests, hands them on and writes replies.
 //!
-//! Two listeners. On the ingest listener applications post their events; on the admin listener an operator sees what
-//! happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
+//! Two listeners. On the ingest listener, which may have several addresses, applications post their events; on the admin
+//! listener an operator sees what happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
 //! never meet: the queue is between them.
 
+mod address;
+
+mod connection;
 mod listener;
+mod tls;
+mod unix_socket;
 
 mod admin_listener;
 mod ingest_listener;
@@ -18,7 +23,7 @@ mod routes;
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +31,7 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use serde::de::{Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::event::WriteKey;
@@ -39,13 +44,27 @@ use body::Bodies;
 use guard::Guard;
 use ingest_listener::IngestListener;
 use listener::Listener;
+use tls::Tls;
+
+pub use address::{Address, SocketMode};
+pub use tls::{TlsConfig, TlsError};
+
+/// Connections open at the same time on all addresses of the ingest listener together.
+const INGEST_CONNECTIONS_MAX: usize = 16_384;
+/// Those on the admin listener: a few operators, and what watches.
+const ADMIN_CONNECTIONS_MAX: usize = 1024;
 
 /// `[ingest]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngestConfig {
     /// Where applications post.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Address>,
+    /// Who may connect to its Unix sockets.
+    pub socket_mode: SocketMode,
+    /// The group that its Unix sockets are given to.
+    #[serde(deserialize_with = "text_or_none")]
+    pub socket_group: Option<String>,
     /// The largest body, decoded.
     pub max_body: ByteSize,
     /// Origins of pages that may post from a browser; `*` for all, empty for none.
@@ -64,6 +83,8 @@ pub struct IngestConfig {
     /// How far the clock of a peer that is not local may be off before its times are corrected.
     #[serde(deserialize_with = "duration_or_none")]
     pub clock_skew_over: Option<Duration>,
+    /// Where they post over TLS; off without it.
+    pub tls: Option<TlsConfig>,
 }
 
 impl IngestConfig {
@@ -81,7 +102,9 @@ impl IngestConfig {
 impl Default for IngestConfig {
     fn default() -> IngestConfig {
         IngestConfig {
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346))],
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346)).into()],
+            socket_mode: SocketMode::default(),
+            socket_group: None,
             max_body: ByteSize::mib(8),
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
@@ -89,6 +112,7 @@ impl Default for IngestConfig {
             write_key_file: None,
             allowed_write_keys: HashSet::new(),
             clock_skew_over: None,
+            tls: None,
         }
     }
 }
@@ -130,18 +154,28 @@ impl Phase {
     }
 }
 
-/// A listener that could not be bound. Completes "failed to listen on …".
+/// A listener that could not be made.
 #[derive(Debug)]
-pub struct BindError {
-    /// Where.
-    pub address: SocketAddr,
-    /// Why not.
-    pub error: io::Error,
+pub enum BindError {
+    /// An address cannot be bound.
+    Listen {
+        /// Where.
+        address: Address,
+        /// Why not.
+        error: io::Error,
+    },
+    /// There is no certificate to use.
+    Tls(TlsError),
 }
 
 impl std::fmt::Display for BindError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "failed to listen on {}: {}", self.address, self.error)
+        match self {
+            BindError::Listen { address, error } => {
+                write!(f, "failed to listen on {address}: {error}")
+            }
+            BindError::Tls(e) => write!(f, "failed to set TLS up: {e}"),
+        }
     }
 }
 
@@ -151,24 +185,38 @@ impl std::error::Error for BindError {}
 #[derive(Debug)]
 pub struct Server {
     ingest: Vec<Listener>,
+    tls: Option<Listener>,
     admin: Listener,
     max_body: usize,
     guard: Guard,
 }
 
 impl Server {
-    /// Binds every address.
+    /// Binds every address. A certificate made for TLS is kept in `data_dir`.
     ///
     /// # Errors
-    /// One of them cannot be bound.
-    pub async fn bind(ingest: &IngestConfig, admin: &AdminConfig) -> Result<Server, BindError> {
+    /// One of them cannot be bound, or there is no certificate to use.
+    pub async fn bind(
+        ingest: &IngestConfig,
+        admin: &AdminConfig,
+        data_dir: &Path,
+    ) -> Result<Server, BindError> {
         let mut listeners = Vec::with_capacity(ingest.listen.len());
         for address in &ingest.listen {
-            listeners.push(Listener::bind(*address).await?);
+            listeners.push(Listener::bind(address, ingest).await?);
         }
+        let tls = match &ingest.tls {
+            Some(config) => {
+                let tls = Tls::prepare(config, &ingest.allowed_hosts, data_dir)
+                    .map_err(BindError::Tls)?;
+                Some(Listener::tls(config.listen, tls).await?)
+            }
+            None => None,
+        };
         Ok(Server {
             ingest: listeners,
-            admin: Listener::bind(admin.listen).await?,
+            tls,
+            admin: Listener::tcp(admin.listen).await?,
             guard: Guard {
                 hosts: ingest.allowed_hosts.clone(),
                 origins: ingest.cors_origins.clone(),
@@ -177,15 +225,24 @@ impl Server {
         })
     }
 
-    /// Where applications post: what was bound, port 0 resolved.
+    /// Where applications post in the clear: what was bound, port 0 resolved.
     #[must_use]
-    pub fn ingest_addresses(&self) -> Vec<SocketAddr> {
-        self.ingest.iter().map(Listener::address).collect()
+    pub fn ingest_addresses(&self) -> Vec<Address> {
+        self.ingest
+            .iter()
+            .map(|listener| listener.address().clone())
+            .collect()
+    }
+
+    /// Where they post over TLS.
+    #[must_use]
+    pub fn tls_address(&self) -> Option<&Address> {
+        self.tls.as_ref().map(Listener::address)
     }
 
     /// Where operators look.
     #[must_use]
-    pub fn admin_address(&self) -> SocketAddr {
+    pub fn admin_address(&self) -> &Address {
         self.admin.address()
     }
 
@@ -215,15 +272,19 @@ impl Server {
                 ..self.guard
             },
         });
-        let admin = self
-            .admin
-            .serve(past(phase.clone(), Phase::Draining), admin_listener);
+        let admin = self.admin.serve(
+            past(phase.clone(), Phase::Draining),
+            Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX)),
+            admin_listener,
+        );
+        let slots = Arc::new(Semaphore::new(INGEST_CONNECTIONS_MAX));
         let ingest: Vec<_> = self
             .ingest
             .into_iter()
+            .chain(self.tls)
             .map(|listener| {
                 let stop = past(phase.clone(), Phase::Running);
-                listener.serve(stop, Arc::clone(&ingest_listener))
+                listener.serve(stop, Arc::clone(&slots), Arc::clone(&ingest_listener))
             })
             .collect();
         Serving {
@@ -296,6 +357,12 @@ fn duration_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duratio
 fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let path = PathBuf::deserialize(from)?;
     Ok((!path.as_os_str().is_empty()).then_some(path))
+}
+
+/// An empty text is none.
+fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok((!text.is_empty()).then_some(text))
 }
 
 async fn past(mut phase: watch::Receiver<Phase>, last: Phase) {

@@ -1,24 +1,16 @@
 //! What an application is answered, and what of it is stored.
 
-use std::io::Write;
-
 use reqwest::StatusCode;
 use segspool::stand_in::StandIn;
 use serde_json::{Value, json};
 
-use crate::support::{Relay, client, segment, spool, within};
+use crate::support::{Relay, client, gzip, segment, spool, within};
 
 async fn start() -> (tempfile::TempDir, StandIn, Relay) {
     let dir = spool();
     let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     (dir, segment, relay)
-}
-
-fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(body).expect("to memory");
-    encoder.finish().expect("to memory")
 }
 
 async fn json_of(reply: reqwest::Response) -> (StatusCode, Value) {

@@ -1,5 +1,6 @@
 //! The invariants of the design, each proved by a test that bears its name.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -25,12 +26,12 @@ struct Accepting {
 impl Accepting {
     async fn start(barrier: Barrier) -> Accepting {
         let dir = spool();
-        let loopback = "127.0.0.1:0".parse().expect("an address");
+        let loopback: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let ingest = IngestConfig {
-            listen: vec![loopback],
+            listen: vec![loopback.into()],
             ..IngestConfig::default()
         };
-        let server = Server::bind(&ingest, &AdminConfig { listen: loopback })
+        let server = Server::bind(&ingest, &AdminConfig { listen: loopback }, dir.path())
             .await
             .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());

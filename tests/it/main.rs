@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod browser;
+mod captures;
 mod connections;
 mod delivery;
 mod demo;
@@ -11,6 +13,7 @@ mod house;
 mod ingest;
 mod invariants;
 mod life;
+mod listeners;
 mod outages;
 mod pixel;
 mod trace;
