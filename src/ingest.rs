@@ -6,15 +6,16 @@
 
 mod replay;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::event::{
-    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_single, stamp,
-    validate,
+    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
+    decode_single, stamp, validate,
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
@@ -32,26 +33,55 @@ const STAMPED_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub enum Call {
     /// One message of the kind that the path names.
     Single(Kind),
+    /// The fields of a pixel call: one message of the kind that the path names.
+    Pixel(Kind),
     /// A batch.
     Batch,
 }
 
 impl Call {
     /// What its path calls it.
-    fn name(self) -> &'static str {
+    fn name(self) -> String {
         match self {
-            Call::Single(kind) => kind.name(),
-            Call::Batch => "batch",
+            Call::Single(kind) => kind.name().into(),
+            Call::Pixel(kind) => format!("{PIXEL}{kind}"),
+            Call::Batch => BATCH.into(),
         }
     }
 
     /// How a dead letter remembers an item of it: an item of a batch says by itself what it is.
     fn of_item(self) -> Option<Call> {
         match self {
-            Call::Single(_) => Some(self),
+            Call::Single(kind) | Call::Pixel(kind) => Some(Call::Single(kind)),
             Call::Batch => None,
         }
     }
+}
+
+/// What the paths of pixel calls begin with.
+const PIXEL: &str = "pixel/";
+/// What the path of a batch is.
+const BATCH: &str = "batch";
+
+/// Which clock a request's times are by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// This machine's.
+    Shared,
+    /// Another one, which may be off.
+    Foreign,
+}
+
+/// What the operator says of write keys and clocks.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The write key of requests that carry none.
+    pub write_key: Option<WriteKey>,
+    /// The write keys that may be used; empty: any. They are looked up by hash and not in constant time: a write key is no
+    /// proof of who one is, every page that sends to Segment shows its own.
+    pub allowed_write_keys: HashSet<WriteKey>,
+    /// How far a foreign clock may be off before the times by it are corrected; none: they never are.
+    pub clock_skew_over: Option<Duration>,
 }
 
 /// What became of a request of which at least one event was accepted.
@@ -107,18 +137,26 @@ impl std::error::Error for Refusal {}
 pub struct Ingest {
     queue: Queue,
     stats: Arc<Stats>,
-    write_key: Option<WriteKey>,
+    rules: Rules,
+    now: fn() -> Timestamp,
 }
 
 impl Ingest {
-    /// The way into `queue`. `write_key` is that of requests that carry none.
+    /// The way into `queue`.
     #[must_use]
-    pub fn new(write_key: Option<WriteKey>, queue: Queue, stats: Arc<Stats>) -> Ingest {
+    pub fn new(rules: Rules, queue: Queue, stats: Arc<Stats>) -> Ingest {
         Ingest {
             queue,
             stats,
-            write_key,
+            rules,
+            now: Timestamp::now,
         }
+    }
+
+    /// Takes the time from elsewhere.
+    #[must_use]
+    pub fn with_now(self, now: fn() -> Timestamp) -> Ingest {
+        Ingest { now, ..self }
     }
 
     /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
@@ -128,20 +166,35 @@ impl Ingest {
     pub async fn accept(
         &self,
         call: Call,
+        clock: Clock,
         credentials: Option<WriteKey>,
         body: &[u8],
     ) -> Result<Accepted, Refusal> {
+        let message;
         let decoded = match call {
             Call::Single(kind) => decode_single(kind, body),
+            Call::Pixel(kind) => match decode_pixel(body) {
+                Ok(decoded) => {
+                    message = decoded;
+                    decode_single(kind, &message)
+                }
+                Err(rejection) => Err(rejection),
+            },
             Call::Batch => decode_batch(body),
         };
-        let envelope = decoded.map_err(|rejection| {
-            let lane = credentials.as_ref().map(lane_of);
-            self.reject(vec![letter(lane, Some(call), &rejection, body)]);
+        let rejected = |rejection| {
+            let key = credentials.as_ref();
+            let lane = key.filter(|key| self.allow(key).is_ok()).map(lane_of);
+            self.reject(vec![self.letter(lane, Some(call), &rejection, body)]);
             Refusal::Rejected(rejection)
-        })?;
-        let stamping = Stamp::at(Timestamp::now());
-        let prepared = self.prepare(call, &envelope, credentials, &stamping)?;
+        };
+        let envelope = decoded.map_err(rejected)?;
+        let key = match &credentials {
+            Some(key) => Some(key.clone()),
+            None => envelope.write_key().map_err(rejected)?,
+        };
+        let stamping = self.stamping(clock, (self.now)());
+        let prepared = self.prepare(call, &envelope, key, &stamping)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
@@ -149,6 +202,7 @@ impl Ingest {
             return Err(Refusal::Rejected(first.rejection));
         }
         let durability = self.append(prepared.lanes).await?;
+        self.stats.long_message_ids.add(prepared.long_message_ids);
         // Only now: a request that was not taken comes again, with the same bad events.
         self.reject(prepared.letters);
         Ok(Accepted {
@@ -163,16 +217,15 @@ impl Ingest {
         &self,
         call: Call,
         envelope: &Envelope<'_>,
-        credentials: Option<WriteKey>,
+        key: Option<WriteKey>,
         stamping: &Stamp,
     ) -> Result<Prepared, Refusal> {
-        let key = credentials.as_ref().or(envelope.write_key.as_ref());
         let mut prepared = Prepared::default();
         for (index, raw) in envelope.events.iter().enumerate() {
-            let result = self.prepare_one(raw, key, envelope, stamping, &mut prepared);
+            let result = self.prepare_one(raw, key.as_ref(), envelope, stamping, &mut prepared);
             if let Err(Unfit { lane, rejection }) = result {
                 let json = raw.json().as_bytes();
-                let letter = letter(lane, call.of_item(), &rejection, json);
+                let letter = self.letter(lane, call.of_item(), &rejection, json);
                 prepared.letters.push(letter);
                 prepared.rejected.push(RejectedItem { index, rejection });
             }
@@ -183,6 +236,14 @@ impl Ingest {
         Ok(prepared)
     }
 
+    fn stamping(&self, clock: Clock, now: Timestamp) -> Stamp {
+        let stamping = Stamp::at(now);
+        match (clock, self.rules.clock_skew_over) {
+            (Clock::Foreign, Some(over)) => stamping.correcting_clocks(over),
+            (Clock::Foreign, None) | (Clock::Shared, _) => stamping,
+        }
+    }
+
     fn prepare_one(
         &self,
         raw: &RawEvent<'_>,
@@ -191,6 +252,10 @@ impl Ingest {
         stamping: &Stamp,
         prepared: &mut Prepared,
     ) -> Result<(), Unfit> {
+        // First, because an event with a key that may not be used has no lane of ours.
+        if let Some(key) = key {
+            self.allow(key)?;
+        }
         let event = validate(raw).map_err(|rejection| Unfit {
             lane: key.map(lane_of),
             rejection,
@@ -198,7 +263,7 @@ impl Ingest {
         // Header, envelope, message, configuration: the first that has one.
         let key = match key {
             Some(key) => Some(key.clone()),
-            None => event.write_key()?.or_else(|| self.write_key.clone()),
+            None => event.write_key()?.or_else(|| self.rules.write_key.clone()),
         };
         let key = key.ok_or_else(|| {
             Rejection::new(
@@ -206,6 +271,8 @@ impl Ingest {
                 "neither the Authorization header nor `writeKey` names a write key",
             )
         })?;
+        self.allow(&key)?;
+        let id_is_long = event.message_id_is_long();
         let run = prepared.lanes.entry(key.clone()).or_default();
         let before = run.byte_len();
         stamp(event, envelope, stamping, run.buffer()).map_err(|rejection| Unfit {
@@ -215,7 +282,19 @@ impl Ingest {
         run.close_event();
         prepared.bytes += run.byte_len() - before;
         prepared.accepted += 1;
+        prepared.long_message_ids += u64::from(id_is_long);
         Ok(())
+    }
+
+    fn allow(&self, key: &WriteKey) -> Result<(), Rejection> {
+        let allowed = &self.rules.allowed_write_keys;
+        if allowed.is_empty() || allowed.contains(key) {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            Code::WriteKeyNotAllowed,
+            "the write key is none of ingest.allowed_write_keys",
+        ))
     }
 
     async fn append(
@@ -254,6 +333,27 @@ impl Ingest {
             self.queue.dead_letters().keep_rejected(letters);
         }
     }
+
+    /// A rejected event, or, with its `call`, a whole body.
+    fn letter(
+        &self,
+        lane: Option<LaneName>,
+        call: Option<Call>,
+        rejection: &Rejection,
+        event: &[u8],
+    ) -> DeadLetter {
+        let now = (self.now)().as_millisecond();
+        DeadLetter {
+            lane,
+            call: call.map(Call::name),
+            code: rejection.code().as_str().into(),
+            reason: rejection.message().into(),
+            accepted_at_ms: now,
+            buried_at_ms: now,
+            event: event.to_vec(),
+            ..DeadLetter::default()
+        }
+    }
 }
 
 /// A request's events on their way to their lanes.
@@ -261,6 +361,7 @@ impl Ingest {
 struct Prepared {
     lanes: HashMap<WriteKey, Run>,
     accepted: usize,
+    long_message_ids: u64,
     bytes: usize,
     rejected: Vec<RejectedItem>,
     letters: Vec<DeadLetter>,
@@ -281,26 +382,59 @@ impl From<Rejection> for Unfit {
     }
 }
 
-/// A rejected event, or a whole body that could not be taken apart: that is the `call`'s then.
-fn letter(
-    lane: Option<LaneName>,
-    call: Option<Call>,
-    rejection: &Rejection,
-    event: &[u8],
-) -> DeadLetter {
-    let now = Timestamp::now().as_millisecond();
-    DeadLetter {
-        lane,
-        call: call.map(|call| call.name().to_owned()),
-        code: rejection.code().as_str().into(),
-        reason: rejection.message().into(),
-        accepted_at_ms: now,
-        buried_at_ms: now,
-        event: event.to_vec(),
-        ..DeadLetter::default()
-    }
-}
-
 fn lane_of(key: &WriteKey) -> LaneName {
     LaneName::new(SEGMENT, key.expose())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::queue::Config;
+
+    #[tokio::test]
+    async fn only_the_times_of_a_foreign_clock_are_corrected_and_only_if_the_operator_wants_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().to_owned();
+        let opening = tokio::task::spawn_blocking(move || Queue::open(&path, &Config::default()));
+        let (queue, _new_lanes) = opening.await.expect("no panic").expect("opened");
+        let now = Timestamp::now();
+        let sent = now - Duration::from_secs(3600);
+        let body = format!(
+            r#"{{"type":"track","userId":"u","event":"E","timestamp":"{sent:.3}","sentAt":"{sent:.3}"}}"#
+        );
+        let ten_minutes = Some(Duration::from_secs(600));
+        let day = Some(Duration::from_secs(86_400));
+        for (clock, clock_skew_over, is_corrected) in [
+            (Clock::Foreign, ten_minutes, true),
+            (Clock::Foreign, day, false),
+            (Clock::Foreign, None, false),
+            (Clock::Shared, ten_minutes, false),
+        ] {
+            let rules = Rules {
+                clock_skew_over,
+                ..Rules::default()
+            };
+            let ingest = Ingest::new(rules, queue.clone(), Arc::default());
+            let envelope = decode_single(Kind::Track, body.as_bytes()).expect("JSON");
+            let key = WriteKey::new("KEY12345").ok();
+            let stamping = ingest.stamping(clock, now);
+            let call = Call::Single(Kind::Track);
+            let prepared = ingest.prepare(call, &envelope, key, &stamping);
+            let prepared = prepared.expect("prepared");
+            let run = prepared.lanes.values().next().expect("a lane");
+            let event: Value =
+                serde_json::from_slice(run.iter().next().expect("an event")).expect("JSON");
+            let stored: Timestamp = event["timestamp"]
+                .as_str()
+                .and_then(|time| time.parse().ok())
+                .expect("a time");
+            let moved = stored.duration_since(sent).as_secs();
+            assert_eq!(moved >= 3599, is_corrected, "{clock:?} {clock_skew_over:?}");
+            assert_eq!(event.get("originalTimestamp").is_some(), is_corrected);
+            assert_eq!(event.get("sentAt"), None);
+        }
+        queue.close().await;
+    }
 }

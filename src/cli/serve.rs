@@ -7,6 +7,7 @@ use super::{EX_CONFIG, EX_IOERR, EX_OSERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILA
 use crate::config::Config;
 use crate::daemon::{self, Error};
 use crate::queue::OpenError;
+use crate::server::BindError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,7 +33,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     complain(&error);
     ExitCode::from(match error {
         Error::System(_) => EX_OSERR,
-        Error::Bind(_) => EX_UNAVAILABLE,
+        Error::Bind(BindError::Listen { .. }) => EX_UNAVAILABLE,
+        Error::Bind(BindError::Tls(_)) => EX_CONFIG,
         Error::Open { error, .. } => match error {
             OpenError::InUse { .. } => EX_TEMPFAIL,
             OpenError::Format { .. } => EX_CONFIG,

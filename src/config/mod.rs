@@ -233,9 +233,11 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let (queue, segment, retry) = (&self.queue, &self.segment, &self.retry);
+        let (ingest, queue) = (&self.ingest, &self.queue);
+        let (segment, retry) = (&self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
-        let rules: [(bool, &'static str, String); 11] = [
+        let tls = ingest.tls.as_ref();
+        let rules: [(bool, &'static str, String); 13] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -247,15 +249,28 @@ impl Config {
                 "must not be 0".into(),
             ),
             (
-                !self.ingest.listen.is_empty(),
+                !ingest.listen.is_empty(),
                 "ingest.listen",
                 "needs at least one address".into(),
             ),
             (
-                self.ingest.max_body >= ByteSize::kib(64)
-                    && self.ingest.max_body <= ByteSize::mib(32),
+                tls.is_none_or(|tls| tls.cert.is_some() == tls.key.is_some()),
+                "ingest.tls",
+                "needs both cert and key, or neither".into(),
+            ),
+            (
+                ingest.max_body >= ByteSize::kib(64) && ingest.max_body <= ByteSize::mib(32),
                 "ingest.max_body",
                 "must be between 64 KiB and 32 MiB".into(),
+            ),
+            (
+                ingest.allowed_write_keys.is_empty()
+                    || ingest
+                        .write_key
+                        .as_ref()
+                        .is_none_or(|key| ingest.allowed_write_keys.contains(key)),
+                "ingest.write_key",
+                "must be one of ingest.allowed_write_keys, where these are given".into(),
             ),
             (
                 queue.volume_bytes >= ByteSize::mib(1),
@@ -379,6 +394,7 @@ fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::TlsConfig;
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Error> {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -418,12 +434,29 @@ mod tests {
     }
 
     #[test]
+    fn the_default_write_key_is_one_of_those_allowed_and_none_is_shown() {
+        let keys = "[ingest]\nclock_skew_over = \"10m\"\nallowed_write_keys = [\"aaaaaaAAAA\", \"bbbbbbBBBB\"]\n";
+        let config = load(keys, &[]).expect("loaded");
+        assert_eq!(config.ingest.allowed_write_keys.len(), 2);
+        assert_eq!(
+            config.ingest.clock_skew_over,
+            Some(Duration::from_secs(600))
+        );
+        assert!(!format!("{config:?}").contains("bbbb"));
+        for (key, expected) in [("bbbbbbBBBB", true), ("ccccccCCCC", false), ("", true)] {
+            let loaded = load(keys, &[("SEGSPOOL_INGEST__WRITE_KEY", key)]);
+            assert_eq!(loaded.is_ok(), expected, "{key}");
+        }
+    }
+
+    #[test]
     fn the_environment_wins_over_the_file() {
         let variables = [
             ("SEGSPOOL_SEGMENT__LINGER", "2s"),
             ("SEGSPOOL_SEGMENT__GZIP", "true"),
             ("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:1\"]"),
             ("SEGSPOOL_INGEST__WRITE_KEY", "123456"),
+            ("SEGSPOOL_INGEST__SOCKET_MODE", "600"),
             ("SEGSPOOL_DATA_DIR", "/tmp/x"),
             ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
         ];
@@ -434,9 +467,37 @@ mod tests {
         .expect("loaded");
         assert_eq!(config.segment.linger, Duration::from_secs(2));
         assert!(config.segment.gzip);
-        assert_eq!(config.ingest.listen[0].port(), 1);
+        assert_eq!(config.ingest.listen[0].to_string(), "127.0.0.1:1");
+        assert_eq!(config.ingest.socket_mode.bits(), 0o600);
         assert_eq!(config.ingest.write_key.expect("a key").expose(), "123456");
         assert_eq!(config.data_dir, Path::new("/tmp/x"));
+    }
+
+    #[test]
+    fn applications_post_where_the_operator_says() {
+        let config = load(
+            "[ingest]\nlisten = [\"[::1]:1\", \"unix:/run/a.sock\"]\nsocket_mode = \"0666\"\nsocket_group = \"www\"\n",
+            &[],
+        );
+        let ingest = config.expect("loaded").ingest;
+        let listen: Vec<_> = ingest.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(listen, ["[::1]:1", "unix:/run/a.sock"]);
+        assert_eq!(ingest.socket_mode.bits(), 0o666);
+        assert_eq!(ingest.socket_group.as_deref(), Some("www"));
+        assert_eq!(ingest.tls, None);
+    }
+
+    #[test]
+    fn tls_is_on_where_it_has_a_section_or_a_variable() {
+        let tls = |text, variables: &[_]| load(text, variables).expect("loaded").ingest.tls;
+        assert_eq!(tls("[ingest.tls]\n", &[]), Some(TlsConfig::default()));
+        let listen = ("SEGSPOOL_INGEST__TLS__LISTEN", "127.0.0.1:9");
+        let cert = ("SEGSPOOL_INGEST__TLS__CERT", "/cert");
+        let key = ("SEGSPOOL_INGEST__TLS__KEY", "/key");
+        let found = tls("", &[listen, cert, key]).expect("on");
+        assert_eq!(found.listen.port(), 9);
+        assert_eq!(found.cert.as_deref(), Some(Path::new("/cert")));
+        assert_eq!(found.key.as_deref(), Some(Path::new("/key")));
     }
 
     #[test]
@@ -453,6 +514,56 @@ mod tests {
                 "[ingest]\nwrite_key = 5\n",
                 None,
                 "config.toml:2: a write key is a string",
+            ),
+            (
+                "[ingest]\nwrite_key = \"a\"\nallowed_write_keys = [\"b\"]\n",
+                None,
+                "ingest.write_key must be one of ingest.allowed_write_keys",
+            ),
+            (
+                "[ingest]\nallowed_write_keys = [\"\"]\n",
+                None,
+                "config.toml:2: the write key is empty",
+            ),
+            (
+                "[ingest]\nallowed_write_keys = [5]\n",
+                None,
+                "config.toml:2: write keys are a list of strings",
+            ),
+            (
+                "[ingest]\nclock_skew_over = \"soon\"\n",
+                None,
+                "config.toml:2: ",
+            ),
+            (
+                "[ingest]\nlisten = [\n\"unix:ingest.sock\"]\n",
+                None,
+                "config.toml:3: `unix:ingest.sock` must name a socket by its absolute path",
+            ),
+            (
+                "[ingest]\nlisten = []\n",
+                None,
+                "ingest.listen needs at least one address",
+            ),
+            (
+                "[ingest]\nsocket_mode = \"0999\"\n",
+                None,
+                "config.toml:2: `0999` is no mode in octal",
+            ),
+            (
+                "[ingest]\nsocket_mode = 660\n",
+                None,
+                "config.toml:2: a mode is a string in octal, such as \"0660\"",
+            ),
+            (
+                "[ingest.tls]\ncert = \"/cert.pem\"\n",
+                None,
+                "ingest.tls needs both cert and key, or neither",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_INGEST__TLS__KEY", "/key.pem")),
+                "ingest.tls needs both cert and key, or neither",
             ),
             (
                 "[segment]\nconcurrency = 0\n",
@@ -495,6 +606,14 @@ mod tests {
         let long = "k".repeat(300);
         for (text, variable) in [
             (format!("[ingest]\nwrite_key = \"{long}\"\n"), None),
+            (
+                format!("[ingest]\nallowed_write_keys = [\"{long}\"]\n"),
+                None,
+            ),
+            (
+                String::new(),
+                Some(("SEGSPOOL_INGEST__ALLOWED_WRITE_KEYS", long.as_str())),
+            ),
             (
                 String::new(),
                 Some(("SEGSPOOL_INGEST__WRITE_KEY", long.as_str())),

@@ -16,8 +16,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
 use crate::deliver::{Deliver, SetupError};
@@ -33,7 +34,7 @@ use signals::Signals;
 pub enum Error {
     /// The operating system did not let it begin.
     System(std::io::Error),
-    /// An address is taken.
+    /// There is a listener that cannot be made.
     Bind(BindError),
     /// The spool cannot be used.
     Open {
@@ -79,6 +80,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     logging::start(config.log);
     // Whatever is created is the owner's alone, sled's files included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    raise_open_files_limit();
     let signals = Signals::listen().map_err(Error::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -93,7 +95,7 @@ pub fn run(config: Config) -> Result<(), Error> {
 }
 
 async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
-    let server = Server::bind(&config.ingest, &config.admin)
+    let server = Server::bind(&config.ingest, &config.admin, &config.data_dir)
         .await
         .map_err(Error::Bind)?;
     let (queue, new_lanes) = open_queue(&config).await?;
@@ -105,15 +107,17 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         Arc::clone(&stats),
     )
     .map_err(Error::Setup)?;
-    let ingest = Ingest::new(
-        config.ingest.write_key.clone(),
-        queue.clone(),
-        Arc::clone(&stats),
-    );
+    let ingest = Ingest::new(config.ingest.rules(), queue.clone(), Arc::clone(&stats));
 
+    let ingest_addresses: Vec<_> = server
+        .ingest_addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        ingest = ?server.ingest_addresses(),
+        ingest = ingest_addresses.join(", "),
+        ingest_tls = server.tls_address().map(tracing::field::display),
         admin = %server.admin_address(),
         data_dir = %config.data_dir.display(),
         backlog_events = queue.depth().events,
@@ -150,6 +154,25 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         info!(backlog_events = queue.depth().events, "stopped");
     }
     ended
+}
+
+/// The limit that a process begins with is often 1024, for the sake of programs that cannot count further. Each connection takes one.
+fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => debug!(
+            from = limit.current,
+            to = limit.maximum,
+            "raised the limit of open files"
+        ),
+        Err(error) => {
+            warn!(%error, limit = limit.current, "failed to raise the limit of open files")
+        }
+    }
 }
 
 async fn open_queue(config: &Config) -> Result<(Queue, crate::queue::NewLanes), Error> {

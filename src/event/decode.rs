@@ -13,16 +13,27 @@ use super::write_key::WriteKey;
 
 /// One request: its events, and what surrounds them and counts for each.
 ///
-/// Borrows from the body. All else that an envelope may hold (`sentAt`, `messageId`, `timestamp`, `sequence`, …) is
-/// ignored.
+/// Borrows from the body. All else that an envelope may hold (`messageId`, `timestamp`, `sequence`, …) is ignored.
 #[derive(Debug, Default)]
 pub struct Envelope<'a> {
-    /// The envelope's own key. An empty one is as good as none.
-    pub write_key: Option<WriteKey>,
     /// The events in the order they came, at most [`REQUEST_EVENTS_MAX`].
     pub events: Vec<RawEvent<'a>>,
+    pub(super) write_key: Option<Json<'a>>,
     pub(super) context: Option<Json<'a>>,
     pub(super) integrations: Option<Json<'a>>,
+    pub(super) sent_at: Option<Json<'a>>,
+}
+
+impl Envelope<'_> {
+    /// The envelope's own key. An empty one is as good as none.
+    ///
+    /// It is read only when asked for: a bad one costs nothing where the request brings a better one.
+    ///
+    /// # Errors
+    /// [`Code::WriteKeyNotValid`].
+    pub fn write_key(&self) -> Result<Option<WriteKey>, Rejection> {
+        self.write_key.map_or(Ok(None), write_key)
+    }
 }
 
 /// One item of a request: well-formed JSON, of which nothing else is known yet.
@@ -43,7 +54,7 @@ impl<'a> RawEvent<'a> {
 ///
 /// # Errors
 /// [`Code::InvalidJson`], [`Code::NotAnObject`], [`Code::BatchNotDefined`], [`Code::BatchNotArray`],
-/// [`Code::EmptyBatch`], [`Code::TooManyEvents`] and [`Code::WriteKeyNotValid`]: nothing of the request can be taken.
+/// [`Code::EmptyBatch`] and [`Code::TooManyEvents`]: nothing of the request can be taken.
 pub fn decode_batch(body: &[u8]) -> Result<Envelope<'_>, Rejection> {
     let text = text(body)?;
     let parts: Parts<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
@@ -70,12 +81,15 @@ pub fn decode_batch(body: &[u8]) -> Result<Envelope<'_>, Rejection> {
         ));
     }
     Ok(Envelope {
-        write_key: parts.write_key.map_or(Ok(None), write_key)?,
         events,
+        write_key: parts.write_key,
         context: parts.context.filter(|context| context.is_object()),
         integrations: parts
             .integrations
             .filter(|integrations| integrations.is_object()),
+        sent_at: parts
+            .sent_at
+            .filter(|sent_at| !sent_at.is_null() && !sent_at.is_empty_string()),
     })
 }
 
@@ -135,6 +149,7 @@ struct Parts<'a> {
     write_key: Option<Json<'a>>,
     context: Option<Json<'a>>,
     integrations: Option<Json<'a>>,
+    sent_at: Option<Json<'a>>,
 }
 
 impl<'de> Deserialize<'de> for Parts<'de> {
@@ -157,6 +172,7 @@ impl<'de> Deserialize<'de> for Parts<'de> {
                         Some("writeKey") => parts.write_key = Some(map.next_value()?),
                         Some("context") => parts.context = Some(map.next_value()?),
                         Some("integrations") => parts.integrations = Some(map.next_value()?),
+                        Some("sentAt") => parts.sent_at = Some(map.next_value()?),
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }

@@ -11,6 +11,9 @@ pub const EVENT_BYTES_MAX: usize = 32_768;
 /// [`EVENT_BYTES_MAX`]; knowing it early bounds the memory that a hostile event can ask for.
 pub const EVENT_MEMBERS_MAX: usize = EVENT_BYTES_MAX / 5;
 
+/// Parts of a dotted name in a pixel call. Real ones have two or three; the message they make is written recursively.
+pub const PIXEL_DEPTH_MAX: usize = 32;
+
 /// Events in one request.
 ///
 /// Segment takes 2,500 in a call; a relay takes larger requests and splits them. This is above what 8 MiB of real events

@@ -7,11 +7,12 @@ use super::rejection::{Code, Rejection};
 /// Real events have 8 to 14 members; room for that many is asked for at once.
 const MEMBERS_USUAL: usize = 16;
 
-/// The members of one event, without `sentAt`, and where among them the known ones are.
+/// The members of one event and where among them the known ones are. `sentAt` stands apart: it is read and never written.
 #[derive(Debug)]
 pub(super) struct Message<'a> {
     members: Vec<Member<'a>>,
     places: [Option<usize>; Field::COUNT],
+    sent_at: Option<Json<'a>>,
 }
 
 impl<'a> Message<'a> {
@@ -27,11 +28,12 @@ impl<'a> Message<'a> {
         let mut message = Message {
             members: Vec::with_capacity(MEMBERS_USUAL),
             places: [None; Field::COUNT],
+            sent_at: None,
         };
         for member in json.members() {
             match Field::of(member.key) {
                 // By the time of delivery it would shift the event's time by as long as the event has waited.
-                Some(Field::SentAt) => {}
+                Some(Field::SentAt) => message.sent_at = Some(member.value),
                 Some(field) => message.put(field, member),
                 None => message.members.push(member),
             }
@@ -46,6 +48,11 @@ impl<'a> Message<'a> {
     pub(super) fn get(&self, field: Field) -> Option<Json<'a>> {
         let member = self.members.get(self.places[field as usize]?)?;
         (!member.value.is_null()).then_some(member.value)
+    }
+
+    /// When the sender says that it sent the event, by its own clock.
+    pub(super) fn sent_at(&self) -> Option<Json<'a>> {
+        self.sent_at.filter(|sent_at| !sent_at.is_null())
     }
 
     /// Gives a known member a value: in its place if it has one, else at the end.

@@ -7,13 +7,14 @@
 //!
 //! Three steps, each a pure function. Nothing here reads a clock, a disk or a socket; time and new ids are arguments.
 //!
-//! - [`decode_batch`] and [`decode_single`] split a body into its events. Only what makes the body as a whole unreadable
-//!   is an error here: an item that is wrong in itself never costs its neighbours.
+//! - [`decode_batch`] and [`decode_single`] split a body into its events; [`decode_pixel`] makes such a body from the
+//!   fields of a pixel call. Only what makes the body as a whole unreadable is an error here: an item that is wrong in
+//!   itself never costs its neighbours.
 //! - [`validate()`] asks whether Segment would keep the event. Segment answers 200 to events it then discards, so what it
 //!   would discard is found here, while the sender can still be told. Where the facts leave a doubt, the event is kept.
 //! - [`stamp()`] writes the JSON object that is stored and later sent as it is. It adds only what is absent (`messageId`,
 //!   `timestamp`, `type`, the envelope's `context` and `integrations`) and leaves out `sentAt`, which would be wrong by
-//!   the time of delivery.
+//!   the time of delivery. Where asked to, it corrects the `timestamp` of a sender whose clock is off.
 //!
 //! All else is forwarded byte for byte, because no parser agrees with every other: keys and values stay the text they
 //! came as, whatever the length of a number, the escapes in a string or the depth of a value. Only the white space
@@ -25,10 +26,12 @@
 
 mod decode;
 mod kind;
+mod pixel;
 mod write_key;
 
 mod validate;
 
+mod skew;
 mod stamp;
 
 pub mod limits;
@@ -42,6 +45,7 @@ mod tests;
 
 pub use decode::{Envelope, RawEvent, decode_batch, decode_event, decode_single};
 pub use kind::Kind;
+pub use pixel::decode_pixel;
 pub use rejection::{Code, Rejection};
 pub use stamp::{Event, Stamp, stamp};
 pub use validate::{CheckedEvent, validate};

@@ -66,10 +66,14 @@ pub enum Code {
     EmptyBatch,
     /// `batch` has more items than [`REQUEST_EVENTS_MAX`](super::limits::REQUEST_EVENTS_MAX). Ours.
     TooManyEvents,
+    /// A pixel call's `data` is not base64, or a field's name has too many parts. Ours.
+    PixelNotValid,
     /// A write key is empty, too long, not a string or has control characters. Ours.
     WriteKeyNotValid,
     /// Neither the request nor the configuration names a write key. Ours.
     WriteKeyNotDefined,
+    /// The write key is none of those that may be used. Ours.
+    WriteKeyNotAllowed,
     /// The event is longer than [`EVENT_BYTES_MAX`]. Ours.
     EventTooLarge,
     /// Neither the message nor the path says what kind of event it is.
@@ -114,8 +118,10 @@ impl Code {
             Code::BatchNotArray => "batch_not_array",
             Code::EmptyBatch => "empty_batch",
             Code::TooManyEvents => "too_many_events",
+            Code::PixelNotValid => "pixel_not_valid",
             Code::WriteKeyNotValid => "write_key_not_valid",
             Code::WriteKeyNotDefined => "write_key_not_defined",
+            Code::WriteKeyNotAllowed => "write_key_not_allowed",
             Code::EventTooLarge => "event_too_large",
             Code::MissingType => "missing_type",
             Code::InvalidType => "invalid_type",

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -13,13 +14,16 @@ use super::kind::Kind;
 use super::limits::EVENT_BYTES_MAX;
 use super::message::{Field, Message, write_object};
 use super::rejection::Rejection;
+use super::skew::Skew;
 use super::validate::CheckedEvent;
 
 /// What an event is given where its sender gave nothing. One serves all events of a request.
 #[derive(Debug, Clone)]
 pub struct Stamp {
-    /// JSON text, quotes included.
+    received: Timestamp,
+    /// The same as JSON text, quotes included.
     now: String,
+    skew_over: Option<Duration>,
     new_id: fn() -> Uuid,
 }
 
@@ -27,8 +31,20 @@ impl Stamp {
     /// For requests received at `now`. Times are written as RFC 3339 in UTC with milliseconds, new ids are random.
     pub fn at(now: Timestamp) -> Stamp {
         Stamp {
+            received: now,
             now: format!("\"{now:.3}\""),
+            skew_over: None,
             new_id: Uuid::new_v4,
+        }
+    }
+
+    /// Corrects the times of senders whose clock is off by more than `over`. Only for senders that have a clock of their
+    /// own: by the same clock, `sentAt` tells no more than how long a request was on its way.
+    #[must_use]
+    pub fn correcting_clocks(self, over: Duration) -> Stamp {
+        Stamp {
+            skew_over: Some(over),
+            ..self
         }
     }
 
@@ -54,6 +70,8 @@ pub struct Event {
 /// - `messageId` is new, where the message has none or an empty one: Segment would take all events with an empty id for
 ///   one.
 /// - `timestamp` is `originalTimestamp`, which is all that some SDKs send, else the stamp's time.
+/// - A sender's `timestamp` is moved by how far its clock is off, if the stamp corrects clocks and the envelope's `sentAt`,
+///   or else the message's, shows that it is; `originalTimestamp` is then what was sent, where the message has none.
 /// - `context` and `integrations` are joined with the envelope's, key by key; the message's key wins.
 ///
 /// `out` may grow by up to [`EVENT_BYTES_MAX`] an event, most of it copied from one envelope: who stamps many events
@@ -68,6 +86,7 @@ pub fn stamp(
     out: &mut Vec<u8>,
 ) -> Result<Event, Rejection> {
     let new_id;
+    let corrected;
     let context;
     let integrations;
     let CheckedEvent { kind, mut message } = event;
@@ -80,10 +99,20 @@ pub fn stamp(
         new_id = format!("\"{}\"", (stamp.new_id)());
         message.set(Field::MessageId, Json::ours(&new_id));
     }
-    if message.get(Field::Timestamp).is_none() {
-        let original = message.get(Field::OriginalTimestamp);
-        let original = original.filter(|time| time.is_string() && !time.is_empty_string());
-        message.set(Field::Timestamp, original.unwrap_or(Json::ours(&stamp.now)));
+    let own = message.get(Field::Timestamp);
+    let original = message.get(Field::OriginalTimestamp);
+    let sent = own.or(original.filter(|time| time.is_string() && !time.is_empty_string()));
+    let sent_at = envelope.sent_at.or(message.sent_at());
+    if let Some(time) = sent
+        && let Some(moved) = skew(stamp, sent_at).and_then(|skew| skew.correct(time))
+    {
+        corrected = moved;
+        message.set(Field::Timestamp, Json::ours(&corrected));
+        if original.is_none() {
+            message.set(Field::OriginalTimestamp, time);
+        }
+    } else if own.is_none() {
+        message.set(Field::Timestamp, sent.unwrap_or(Json::ours(&stamp.now)));
     }
     if let Some(joined) = join(&message, Field::Context, envelope.context)? {
         context = joined;
@@ -105,6 +134,10 @@ pub fn stamp(
         kind,
         bytes: start..out.len(),
     })
+}
+
+fn skew(stamp: &Stamp, sent_at: Option<Json<'_>>) -> Option<Skew> {
+    Skew::of(sent_at?, stamp.received, stamp.skew_over?)
 }
 
 /// What `field` is to hold, if the envelope's object changes it.

@@ -1,6 +1,7 @@
 //! What holds for the three steps together.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -21,9 +22,13 @@ fn stamper() -> Stamp {
 
 /// Takes every event of an envelope through the last two steps.
 fn finish(envelope: &Envelope<'_>) -> Vec<Result<String, Rejection>> {
+    finish_with(envelope, &stamper())
+}
+
+fn finish_with(envelope: &Envelope<'_>, stamper: &Stamp) -> Vec<Result<String, Rejection>> {
     let finish = |raw| {
         let mut out = b"before".to_vec();
-        let event = validate(raw).and_then(|event| stamp(event, envelope, &stamper(), &mut out))?;
+        let event = validate(raw).and_then(|event| stamp(event, envelope, stamper, &mut out))?;
         assert_eq!(event.bytes, "before".len()..out.len());
         Ok(String::from_utf8(out.split_off("before".len())).expect("stamped events are UTF-8"))
     };
@@ -66,11 +71,6 @@ fn a_body_that_is_no_batch_is_refused_as_a_whole() {
         (r#"{"batch":"secret"}"#, "batch_not_array"),
         (r#"{"batch":[]}"#, "empty_batch"),
         (&too_many, "too_many_events"),
-        (r#"{"batch":[1],"writeKey":7}"#, "write_key_not_valid"),
-        (
-            r#"{"batch":[1],"writeKey":"secret\n"}"#,
-            "write_key_not_valid",
-        ),
     ] {
         let rejection = decode_batch(body.as_bytes()).expect_err("a rejection");
         assert_eq!(rejection.code().as_str(), code);
@@ -291,6 +291,82 @@ fn only_what_is_absent_or_null_is_added() {
 }
 
 #[test]
+fn a_foreign_time_is_corrected_by_the_envelopes_sent_at_or_else_the_messages() {
+    let stamper = stamper().correcting_clocks(Duration::from_secs(600));
+    let bare = r#""type":"identify","userId":"u","messageId":"m""#;
+    let behind = r#""sentAt":"2026-11-23T11:00:00.123456789Z""#;
+    let right = r#""sentAt":"2026-11-23T11:59:00Z""#;
+    let (sent, moved) = (
+        r#""2026-11-23T10:00:00+00:00""#,
+        r#""2026-11-23T11:00:00.000Z""#,
+    );
+    let timestamp = format!(r#""timestamp":{sent}"#);
+    let corrected = format!(r#""timestamp":{moved},"originalTimestamp":{sent}"#);
+    for (envelope, own, stored) in [
+        (behind, timestamp.clone(), corrected.clone()),
+        (
+            r#""sentAt":null"#,
+            format!("{behind},{timestamp}"),
+            corrected.clone(),
+        ),
+        (
+            r#""sentAt":"""#,
+            format!("{behind},{timestamp}"),
+            corrected.clone(),
+        ),
+        (behind, format!("{right},{timestamp}"), corrected),
+        (right, format!("{behind},{timestamp}"), timestamp.clone()),
+        (
+            r#""sentAt":"s""#,
+            format!("{behind},{timestamp}"),
+            timestamp.clone(),
+        ),
+        (r#""sentAt":7"#, timestamp.clone(), timestamp.clone()),
+        (
+            r#""x":1"#,
+            format!(r#""sentAt":null,{timestamp}"#),
+            timestamp.clone(),
+        ),
+        (
+            behind,
+            format!(r#""originalTimestamp":"o",{timestamp}"#),
+            format!(r#""originalTimestamp":"o","timestamp":{moved}"#),
+        ),
+        (
+            behind,
+            format!(r#""originalTimestamp":null,{timestamp}"#),
+            format!(r#""originalTimestamp":{sent},"timestamp":{moved}"#),
+        ),
+        (
+            behind,
+            format!(r#""originalTimestamp":{sent}"#),
+            format!(r#""originalTimestamp":{sent},"timestamp":{moved}"#),
+        ),
+        (
+            behind,
+            r#""timestamp":"t""#.into(),
+            r#""timestamp":"t""#.into(),
+        ),
+        (behind, r#""timestamp":7"#.into(), r#""timestamp":7"#.into()),
+        (
+            behind,
+            r#""x":1"#.into(),
+            format!(r#""x":1,"timestamp":"{NOW}""#),
+        ),
+    ] {
+        let body = format!(r#"{{{envelope},"batch":[{{{bare},{own}}}]}}"#);
+        let envelope = decode_batch(body.as_bytes()).expect("the body is a batch");
+        let stored = format!("{{{bare},{stored}}}");
+        assert_eq!(finish_with(&envelope, &stamper), [Ok(stored)], "{body}");
+    }
+
+    let body = format!(r#"{{{bare},{timestamp},{behind}}}"#);
+    let envelope = decode_single(Kind::Identify, body.as_bytes()).expect("the body is JSON");
+    let stored = finish_with(&envelope, &stamper).remove(0);
+    assert!(stored.expect("a kept event").contains(moved));
+}
+
+#[test]
 fn everything_else_is_forwarded_byte_for_byte() {
     let deep = format!("{}1{}", "[{\"a\":".repeat(50_000), "}]".repeat(50_000));
     let shallow = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -445,7 +521,10 @@ fn write_keys_are_found_on_the_envelope_and_on_messages() {
         {"type":"page","userId":"u","writeKey":""},
         {"type":"page","userId":"u","writeKey":7}]}"#;
     let envelope = decode_batch(body).expect("the body is a batch");
-    assert_eq!(envelope.write_key, WriteKey::new("WRITEKEY_TEST").ok());
+    assert_eq!(
+        envelope.write_key(),
+        Ok(WriteKey::new("WRITEKEY_TEST").ok())
+    );
     let own: Vec<_> = envelope
         .events
         .iter()
@@ -466,8 +545,18 @@ fn write_keys_are_found_on_the_envelope_and_on_messages() {
         ]
     );
 
-    let envelope = decode_batch(br#"{"writeKey":"","batch":[1]}"#).expect("the body is a batch");
-    assert_eq!(envelope.write_key, None);
+    for (key, expected) in [
+        (r#""""#, Ok(None)),
+        ("null", Ok(None)),
+        ("7", Err(Code::WriteKeyNotValid)),
+        (r#""secret\n""#, Err(Code::WriteKeyNotValid)),
+    ] {
+        let body = format!(r#"{{"writeKey":{key},"batch":[1]}}"#);
+        let envelope = decode_batch(body.as_bytes()).expect("the body is a batch");
+        let found = envelope.write_key();
+        assert!(!format!("{found:?}").contains("secret"));
+        assert_eq!(found.map_err(|rejection| rejection.code()), expected);
+    }
 }
 
 #[test]

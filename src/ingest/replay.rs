@@ -6,8 +6,10 @@
 
 use jiff::Timestamp;
 
-use super::{Call, Ingest, Refusal, SEGMENT};
-use crate::event::{Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event};
+use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
+use crate::event::{
+    Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
+};
 use crate::queue::{DeadLetter, Filter, LetterId, Run, Unavailable};
 
 /// Letters that are accepted again with one sync. Their events are in memory meanwhile.
@@ -116,19 +118,22 @@ impl Ingest {
 
     /// A letter's events, ready for their lanes: all of them, or none.
     fn prepare_again(&self, letter: &DeadLetter) -> Result<Vec<(WriteKey, Run)>, Rejection> {
-        let path = letter.call.as_deref().and_then(Kind::from_name);
-        let is_batch = letter.call.as_deref() == Some(Call::Batch.name());
-        let envelope = match is_batch {
-            true => decode_batch(&letter.event)?,
-            false => decode_event(path, &letter.event)?,
+        let message;
+        let call = letter.call.as_deref();
+        let envelope = match call.map(|call| (call, call.strip_prefix(PIXEL))) {
+            Some((BATCH, _)) => decode_batch(&letter.event)?,
+            Some((_, Some(kind))) => {
+                message = decode_pixel(&letter.event)?;
+                decode_event(Kind::from_name(kind), &message)?
+            }
+            Some((kind, None)) => decode_event(Kind::from_name(kind), &letter.event)?,
+            None => decode_event(None, &letter.event)?,
         };
-        let lane = letter
-            .lane
-            .as_ref()
-            .filter(|lane| lane.destination == SEGMENT);
-        let key = lane
-            .map(|lane| WriteKey::new(lane.expose_key()))
-            .transpose()?;
+        let lane = letter.lane.as_ref();
+        let key = match lane.filter(|lane| lane.destination == SEGMENT) {
+            Some(lane) => Some(WriteKey::new(lane.expose_key())?),
+            None => envelope.write_key()?,
+        };
         let accepted_at = Timestamp::from_millisecond(letter.accepted_at_ms);
         let stamping = Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now()));
         let prepared = self

@@ -8,16 +8,20 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
-use hyper::header::CONTENT_ENCODING;
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
-/// The bodies of all requests under way together, in KiB. What arrives beyond it waits for its turn.
-const IN_FLIGHT_KIB: usize = 32 * 1024;
+/// What the bodies of all requests under way share, in KiB. A body that finds no room here waits for its turn, in which it may
+/// grow to its cap, packed and unpacked: bodies that arrive together never wait for each other with nobody able to finish.
+const SHARED_KIB: usize = 16 * 1024;
 /// The least that a body counts for, in KiB.
 const LEAST_KIB: usize = 16;
 
 /// A body of which nothing arrives for this long is given up: it holds room that others wait for.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
+/// A body whose turn it is must be there within this: others wait for the next turn.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 /// A body that finds no room for this long is refused: clients give up after 8 to 15 s.
 const ROOM_WITHIN: Duration = Duration::from_secs(4);
 /// How much of an unwanted body is read, in bytes, before its connection may be reset: several times what any SDK sends.
@@ -63,14 +67,15 @@ impl fmt::Display for BodyError {
 #[derive(Debug)]
 pub(super) struct Bodies {
     max: usize,
-    in_flight: Semaphore,
+    shared: Semaphore,
+    turn: Semaphore,
 }
 
 /// A body that counts against the bound for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     bytes: Bytes,
-    _room: SemaphorePermit<'a>,
+    _room: Room<'a>,
 }
 
 impl std::ops::Deref for Held<'_> {
@@ -86,7 +91,8 @@ impl Bodies {
     pub(super) fn new(max: usize) -> Bodies {
         Bodies {
             max,
-            in_flight: Semaphore::new(IN_FLIGHT_KIB),
+            shared: Semaphore::new(SHARED_KIB),
+            turn: Semaphore::new(1),
         }
     }
 
@@ -100,7 +106,8 @@ impl Bodies {
         if body.size_hint().lower() > self.max as u64 {
             return Err(BodyError::TooLarge { max: self.max });
         }
-        let mut room = self.room(LEAST_KIB).await?;
+        let mut room = Room::default();
+        room.add(self, LEAST_KIB).await?;
         let packed = self.collect(body, &mut room).await?;
         if !gzip {
             return Ok(Held {
@@ -109,26 +116,24 @@ impl Bodies {
             });
         }
         // What it grows to is not known before: the whole cap, for as long as it takes to unpack what is already here.
-        let mut unpacking = self.room(kib(self.max)).await?;
+        let packed_kib = room.shared_kib();
+        room.add(self, kib(self.max)).await?;
         let bytes = self.gunzip(&packed)?;
-        let spare = unpacking.num_permits().saturating_sub(kib(bytes.len()));
-        drop(unpacking.split(spare));
-        Ok(Held {
-            bytes,
-            _room: unpacking,
-        })
+        drop(packed);
+        room.shrink(kib(bytes.len()).max(packed_kib));
+        Ok(Held { bytes, _room: room })
     }
 
     async fn collect<'a>(
         &'a self,
         body: &mut Incoming,
-        room: &mut SemaphorePermit<'a>,
+        room: &mut Room<'a>,
     ) -> Result<Bytes, BodyError> {
         let exact = body.size_hint().exact();
         let mut bytes = BytesMut::new();
         loop {
-            let frame = tokio::time::timeout(PROGRESS_WITHIN, body.frame()).await;
-            let Some(frame) = frame.map_err(|_| BodyError::Slow)? else {
+            let frame = tokio::time::timeout_at(room.progress_until(), body.frame()).await;
+            let Some(frame) = frame.map_err(|_| room.late())? else {
                 return Ok(bytes.freeze());
             };
             let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else {
@@ -138,25 +143,14 @@ impl Bodies {
             if len > self.max {
                 return Err(BodyError::TooLarge { max: self.max });
             }
-            let missing = kib(len).saturating_sub(room.num_permits());
-            if missing > 0 {
-                room.merge(self.room(missing).await?);
-            }
+            room.add(self, kib(len).saturating_sub(room.shared_kib()))
+                .await?;
             if exact == Some(data.len() as u64) {
                 // It came in one piece: no copy.
                 return Ok(data);
             }
             bytes.extend_from_slice(&data);
         }
-    }
-
-    /// Room for so many KiB, as soon as there is.
-    async fn room(&self, kib: usize) -> Result<SemaphorePermit<'_>, BodyError> {
-        let taking = self.in_flight.acquire_many(kib as u32);
-        let taken = tokio::time::timeout(ROOM_WITHIN, taking).await;
-        taken
-            .map_err(|_| BodyError::Busy)?
-            .map_err(|_| BodyError::Busy)
     }
 
     fn gunzip(&self, packed: &[u8]) -> Result<Bytes, BodyError> {
@@ -173,6 +167,71 @@ impl Bodies {
     }
 }
 
+/// What a body counts for: its part of what all share, and its turn, once it had to wait for that.
+#[derive(Debug, Default)]
+struct Room<'a> {
+    shared: Option<SemaphorePermit<'a>>,
+    turn: Option<Turn<'a>>,
+}
+
+#[derive(Debug)]
+struct Turn<'a> {
+    _turn: SemaphorePermit<'a>,
+    ends: Instant,
+}
+
+impl<'a> Room<'a> {
+    /// Adds so many KiB, as soon as there are, unless it is this body's turn.
+    async fn add(&mut self, bodies: &'a Bodies, kib: usize) -> Result<(), BodyError> {
+        if self.turn.is_some() || kib == 0 {
+            return Ok(());
+        }
+        let taking = async {
+            tokio::select! {
+                biased;
+                shared = bodies.shared.acquire_many(kib as u32) => shared.map(|shared| match &mut self.shared {
+                    Some(held) => held.merge(shared),
+                    None => self.shared = Some(shared),
+                }),
+                turn = bodies.turn.acquire() => turn.map(|turn| {
+                    let ends = Instant::now() + TURN_WITHIN;
+                    self.turn = Some(Turn { _turn: turn, ends });
+                }),
+            }
+        };
+        tokio::time::timeout(ROOM_WITHIN, taking)
+            .await
+            .map_err(|_| BodyError::Busy)?
+            .map_err(|_| BodyError::Busy)
+    }
+
+    /// Gives back what it shares beyond so many KiB.
+    fn shrink(&mut self, kib: usize) {
+        let spare = self.shared_kib().saturating_sub(kib);
+        if let Some(shared) = &mut self.shared {
+            drop(shared.split(spare));
+        }
+    }
+
+    fn shared_kib(&self) -> usize {
+        self.shared.as_ref().map_or(0, SemaphorePermit::num_permits)
+    }
+
+    /// What a body is that was not there by then: in its turn it is in the way of others, and may well be welcome later.
+    fn late(&self) -> BodyError {
+        match self.turn {
+            Some(_) => BodyError::Busy,
+            None => BodyError::Slow,
+        }
+    }
+
+    /// By when the next piece of the body must be there.
+    fn progress_until(&self) -> Instant {
+        let ends = Instant::now() + PROGRESS_WITHIN;
+        self.turn.as_ref().map_or(ends, |turn| turn.ends)
+    }
+}
+
 /// Reads what is left of a body that nobody wants, within bounds. A connection closed with unread data is reset, and the sender,
 /// still writing, would never see its answer and try again.
 pub(super) async fn discard(body: &mut Incoming) {
@@ -186,6 +245,17 @@ pub(super) async fn discard(body: &mut Incoming) {
     };
     // However far it came, the answer goes out now.
     let _ = tokio::time::timeout(DISCARD_MAX, reading).await;
+}
+
+/// Whether a sender keeps the body until it is asked for, and has not been asked. Reading asks.
+pub(super) fn is_kept(headers: &HeaderMap, body: &Incoming) -> bool {
+    let waits = headers
+        .get(EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let whole = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|len| len.to_str().ok()?.parse().ok());
+    waits && whole.is_some() && whole == body.size_hint().exact()
 }
 
 fn kib(bytes: usize) -> usize {

@@ -33,7 +33,7 @@ impl Guard {
         &self,
         headers: &'a HeaderMap,
     ) -> Result<Option<&'a HeaderValue>, Foreign> {
-        if !headers.get(HOST).is_none_or(|host| self.is_ours(host)) {
+        if !headers.get_all(HOST).iter().all(|host| self.is_ours(host)) {
             return Err(Foreign::Host);
         }
         match headers.get(ORIGIN) {
@@ -76,7 +76,7 @@ mod tests {
     fn admit(guard: &Guard, headers: &[(&str, &str)]) -> Result<bool, Foreign> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.insert(
+            map.append(
                 hyper::header::HeaderName::from_bytes(name.as_bytes()).expect("a name"),
                 value.parse().expect("a value"),
             );
@@ -107,6 +107,8 @@ mod tests {
             assert_eq!(admit(&guard, &[("host", host)]), expected, "{host}");
         }
         assert_eq!(admit(&guard, &[]), Ok(false), "HTTP/1.0 names no host");
+        let second = [("host", "localhost"), ("host", "attacker.example")];
+        assert_eq!(admit(&guard, &second), Err(Foreign::Host));
     }
 
     #[test]

@@ -9,13 +9,13 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
 use tracing::debug;
 
-use super::body::{self, Bodies};
+use super::body::{self, Bodies, BodyError};
 use super::guard::Guard;
 use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use super::routes::{self, Route};
-use crate::event::{Code, Rejection, WriteKey};
-use crate::ingest::{Call, Ingest};
+use crate::event::{Code, Kind, Rejection, WriteKey};
+use crate::ingest::{Accepted, Call, Clock, Ingest};
 use crate::stats::Stats;
 
 /// What the ingest listener works with.
@@ -28,15 +28,19 @@ pub(super) struct IngestListener {
 }
 
 impl Service for IngestListener {
-    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
+    async fn serve(&self, peer: Peer, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
         let origin = match self.guard.admit(&head.headers) {
             Ok(origin) => origin,
-            Err(foreign) => return self.refuse(&Error::Foreign(foreign), &mut body).await,
+            Err(foreign) => {
+                return self
+                    .refuse(&Error::Foreign(foreign), &head, &mut body)
+                    .await;
+            }
         };
-        let reply = match self.answer(&head, &mut body).await {
+        let reply = match self.answer(peer, &head, &mut body).await {
             Ok(reply) => reply,
-            Err(error) => self.refuse(&error, &mut body).await,
+            Err(error) => self.refuse(&error, &head, &mut body).await,
         };
         match origin {
             Some(origin) => reply::shown_to(origin, reply),
@@ -46,43 +50,85 @@ impl Service for IngestListener {
 }
 
 impl IngestListener {
-    async fn answer(&self, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
+    async fn answer(&self, peer: Peer, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
         let route = routes::ingest(head.uri.path()).ok_or(Error::NotFound)?;
-        match head.method {
-            Method::POST => {}
-            Method::OPTIONS => return Ok(reply::preflight()),
+        match (&head.method, route) {
+            (&Method::POST, _) | (&Method::GET, Route::Pixel(_)) => {}
+            (&Method::OPTIONS, _) => return Ok(reply::preflight(route.methods())),
             _ => {
                 return Err(Error::Method {
-                    allowed: "POST, OPTIONS",
+                    allowed: route.methods(),
                 });
             }
         }
         self.stats.requests.add(1);
         match route {
-            Route::Events(call) => self.accept(call, head, body).await,
+            Route::Events(call) => {
+                let accepted = self.accept(call, peer, head, body).await?;
+                Ok(reply::accepted(&accepted))
+            }
+            Route::Pixel(kind) => Ok(self.pixel(kind, peer, head, body).await),
             Route::ClientMetrics => {
+                self.stats.client_metrics.add(1);
                 body::discard(body).await;
                 Ok(reply::success())
             }
         }
     }
 
-    async fn accept(&self, call: Call, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
-        let credentials = write_key(&head.headers).map_err(Error::Credentials)?;
-        let body = self
-            .bodies
-            .read(&head.headers, body)
-            .await
-            .map_err(Error::Body)?;
-        let accepted = self
-            .ingest
-            .accept(call, credentials, &body)
-            .await
-            .map_err(Error::Refused)?;
-        Ok(reply::accepted(&accepted))
+    /// Whoever asks for a picture gets one, for nobody would see anything else. What went wrong is counted.
+    async fn pixel(&self, kind: Kind, peer: Peer, head: &Parts, body: &mut Incoming) -> Reply {
+        if let Err(error) = self.accept(Call::Pixel(kind), peer, head, body).await {
+            let untold = match &error {
+                Error::Credentials(_) => true,
+                Error::Body(error) => {
+                    !matches!(error, BodyError::TooLarge { .. } | BodyError::Busy)
+                }
+                // What is refused is counted with other refusals, and what is rejected was counted when it was.
+                Error::Refused(_)
+                | Error::Foreign(_)
+                | Error::NotFound
+                | Error::Method { .. }
+                | Error::Unauthorized
+                | Error::Parameter(_)
+                | Error::NoSuch(_)
+                | Error::DeadLetters(_) => false,
+            };
+            self.stats.rejected_events.add(u64::from(untold));
+            self.refuse(&error, head, body).await;
+        }
+        reply::pixel()
     }
 
-    async fn refuse(&self, error: &Error, body: &mut Incoming) -> Reply {
+    async fn accept(
+        &self,
+        call: Call,
+        peer: Peer,
+        head: &Parts,
+        body: &mut Incoming,
+    ) -> Result<Accepted, Error> {
+        let credentials = write_key(&head.headers).map_err(Error::Credentials)?;
+        let held;
+        let content = match (call, query(head)) {
+            (Call::Pixel(_), Some(query)) => {
+                body::discard(body).await;
+                query.as_bytes()
+            }
+            (Call::Pixel(_) | Call::Single(_) | Call::Batch, _) => {
+                let read = self.bodies.read(&head.headers, body).await;
+                held = read.map_err(Error::Body)?;
+                &*held
+            }
+        };
+        let clock = match peer {
+            Peer::Local => Clock::Shared,
+            Peer::Remote => Clock::Foreign,
+        };
+        let accepted = self.ingest.accept(call, clock, credentials, content).await;
+        accepted.map_err(Error::Refused)
+    }
+
+    async fn refuse(&self, error: &Error, head: &Parts, body: &mut Incoming) -> Reply {
         let reply = reply::error(error);
         if matches!(reply.status().as_u16(), 413 | 429 | 503) {
             self.stats.refused_requests.add(1);
@@ -92,9 +138,19 @@ impl IngestListener {
             ?error,
             "a request was not accepted"
         );
-        body::discard(body).await;
+        // Of a body that stalled or broke, nothing more comes; and one that was never asked for stays where it is.
+        let comes = !matches!(error, Error::Body(BodyError::Slow | BodyError::Broken));
+        if comes && !body::is_kept(&head.headers, body) {
+            body::discard(body).await;
+        }
         reply
     }
+}
+
+/// The query, if it holds anything.
+fn query(head: &Parts) -> Option<&str> {
+    let query = head.uri.query()?.trim_matches('&');
+    (!query.is_empty()).then_some(query)
 }
 
 /// The write key of a Basic Authorization header: its user name. Another scheme, such as a client's Bearer token, names none, and
@@ -113,8 +169,9 @@ fn write_key(headers: &HeaderMap) -> Result<Option<WriteKey>, Rejection> {
     if !scheme.eq_ignore_ascii_case("basic") {
         return Ok(None);
     }
-    let decoded = base64::engine::general_purpose::STANDARD
-        .decode(credentials.trim())
+    // Some leave out the padding.
+    let decoded = base64::engine::general_purpose::STANDARD_NO_PAD
+        .decode(credentials.trim().trim_end_matches('='))
         .ok();
     let decoded = decoded
         .and_then(|bytes| String::from_utf8(bytes).ok())
@@ -141,6 +198,7 @@ mod tests {
             (format!("Basic {}", encode("KEY:")), Ok(Some("KEY"))),
             (format!("basic {}", encode("KEY")), Ok(Some("KEY"))),
             (format!("Basic {}", encode("KEY:password")), Ok(Some("KEY"))),
+            ("Basic S0VZMTo".to_owned(), Ok(Some("KEY1"))),
             (format!("Basic {}", encode(":")), Ok(None)),
             ("Bearer token".to_owned(), Ok(None)),
             ("Basic".to_owned(), Ok(None)),

@@ -1,10 +1,15 @@
 //! The HTTP server: the only folder that names hyper. It reads requests, hands them on and writes replies.
 //!
-//! Two listeners. On the ingest listener applications post their events; on the admin listener an operator sees what
-//! happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
+//! Two listeners. On the ingest listener, which may have several addresses, applications post their events; on the admin
+//! listener an operator sees what happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
 //! never meet: the queue is between them.
 
+mod address;
+
+mod connection;
 mod listener;
+mod tls;
+mod unix_socket;
 
 mod admin;
 mod ingest_listener;
@@ -15,19 +20,22 @@ mod body;
 mod reply;
 mod routes;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_util::future::join_all;
+use serde::de::{Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::event::WriteKey;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Rules};
 use crate::queue::Queue;
 use crate::stats::Stats;
 
@@ -38,13 +46,27 @@ use body::Bodies;
 use guard::Guard;
 use ingest_listener::IngestListener;
 use listener::Listener;
+use tls::Tls;
+
+pub use address::{Address, SocketMode};
+pub use tls::{TlsConfig, TlsError};
+
+/// Connections open at the same time on all addresses of the ingest listener together.
+const INGEST_CONNECTIONS_MAX: usize = 16_384;
+/// Those on the admin listener: a few operators, and what watches.
+const ADMIN_CONNECTIONS_MAX: usize = 1024;
 
 /// `[ingest]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngestConfig {
     /// Where applications post.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Address>,
+    /// Who may connect to its Unix sockets.
+    pub socket_mode: SocketMode,
+    /// The group that its Unix sockets are given to.
+    #[serde(deserialize_with = "text_or_none")]
+    pub socket_group: Option<String>,
     /// The largest body, decoded.
     pub max_body: ByteSize,
     /// Origins of pages that may post from a browser; `*` for all, empty for none.
@@ -57,17 +79,42 @@ pub struct IngestConfig {
     /// A file that holds it.
     #[serde(deserialize_with = "path_or_none")]
     pub write_key_file: Option<PathBuf>,
+    /// The write keys that may be used; empty: any.
+    #[serde(deserialize_with = "keys")]
+    pub allowed_write_keys: HashSet<WriteKey>,
+    /// How far the clock of a peer that is not local may be off before its times are corrected.
+    #[serde(deserialize_with = "duration_or_none")]
+    pub clock_skew_over: Option<Duration>,
+    /// Where they post over TLS; off without it.
+    pub tls: Option<TlsConfig>,
+}
+
+impl IngestConfig {
+    /// What of it concerns events.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            write_key: self.write_key.clone(),
+            allowed_write_keys: self.allowed_write_keys.clone(),
+            clock_skew_over: self.clock_skew_over,
+        }
+    }
 }
 
 impl Default for IngestConfig {
     fn default() -> IngestConfig {
         IngestConfig {
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346))],
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7346)).into()],
+            socket_mode: SocketMode::default(),
+            socket_group: None,
             max_body: ByteSize::mib(8),
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             write_key: None,
             write_key_file: None,
+            allowed_write_keys: HashSet::new(),
+            clock_skew_over: None,
+            tls: None,
         }
     }
 }
@@ -117,18 +164,28 @@ impl Phase {
     }
 }
 
-/// A listener that could not be bound. Completes "failed to listen on …".
+/// A listener that could not be made.
 #[derive(Debug)]
-pub struct BindError {
-    /// Where.
-    pub address: SocketAddr,
-    /// Why not.
-    pub error: io::Error,
+pub enum BindError {
+    /// An address cannot be bound.
+    Listen {
+        /// Where.
+        address: Address,
+        /// Why not.
+        error: io::Error,
+    },
+    /// There is no certificate to use.
+    Tls(TlsError),
 }
 
 impl std::fmt::Display for BindError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "failed to listen on {}: {}", self.address, self.error)
+        match self {
+            BindError::Listen { address, error } => {
+                write!(f, "failed to listen on {address}: {error}")
+            }
+            BindError::Tls(e) => write!(f, "failed to set TLS up: {e}"),
+        }
     }
 }
 
@@ -138,6 +195,7 @@ impl std::error::Error for BindError {}
 #[derive(Debug)]
 pub struct Server {
     ingest: Vec<Listener>,
+    tls: Option<Listener>,
     admin: Listener,
     max_body: usize,
     guard: Guard,
@@ -145,18 +203,31 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every address.
+    /// Binds every address. A certificate made for TLS is kept in `data_dir`.
     ///
     /// # Errors
-    /// One of them cannot be bound.
-    pub async fn bind(ingest: &IngestConfig, admin: &AdminConfig) -> Result<Server, BindError> {
+    /// One of them cannot be bound, or there is no certificate to use.
+    pub async fn bind(
+        ingest: &IngestConfig,
+        admin: &AdminConfig,
+        data_dir: &Path,
+    ) -> Result<Server, BindError> {
         let mut listeners = Vec::with_capacity(ingest.listen.len());
         for address in &ingest.listen {
-            listeners.push(Listener::bind(*address).await?);
+            listeners.push(Listener::bind(address, ingest).await?);
         }
+        let tls = match &ingest.tls {
+            Some(config) => {
+                let tls = Tls::prepare(config, &ingest.allowed_hosts, data_dir)
+                    .map_err(BindError::Tls)?;
+                Some(Listener::tls(config.listen, tls).await?)
+            }
+            None => None,
+        };
         Ok(Server {
             ingest: listeners,
-            admin: Listener::bind(admin.listen).await?,
+            tls,
+            admin: Listener::tcp(admin.listen).await?,
             guard: Guard {
                 hosts: ingest.allowed_hosts.clone(),
                 origins: ingest.cors_origins.clone(),
@@ -166,15 +237,24 @@ impl Server {
         })
     }
 
-    /// Where applications post: what was bound, port 0 resolved.
+    /// Where applications post in the clear: what was bound, port 0 resolved.
     #[must_use]
-    pub fn ingest_addresses(&self) -> Vec<SocketAddr> {
-        self.ingest.iter().map(Listener::address).collect()
+    pub fn ingest_addresses(&self) -> Vec<Address> {
+        self.ingest
+            .iter()
+            .map(|listener| listener.address().clone())
+            .collect()
+    }
+
+    /// Where they post over TLS.
+    #[must_use]
+    pub fn tls_address(&self) -> Option<&Address> {
+        self.tls.as_ref().map(Listener::address)
     }
 
     /// Where operators look.
     #[must_use]
-    pub fn admin_address(&self) -> SocketAddr {
+    pub fn admin_address(&self) -> &Address {
         self.admin.address()
     }
 
@@ -208,15 +288,19 @@ impl Server {
                 ..self.guard
             },
         });
-        let admin = self
-            .admin
-            .serve(past(phase.clone(), Phase::Draining), admin_listener);
+        let admin = self.admin.serve(
+            past(phase.clone(), Phase::Draining),
+            Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX)),
+            admin_listener,
+        );
+        let slots = Arc::new(Semaphore::new(INGEST_CONNECTIONS_MAX));
         let ingest: Vec<_> = self
             .ingest
             .into_iter()
+            .chain(self.tls)
             .map(|listener| {
                 let stop = past(phase.clone(), Phase::Running);
-                listener.serve(stop, Arc::clone(&ingest_listener))
+                listener.serve(stop, Arc::clone(&slots), Arc::clone(&ingest_listener))
             })
             .collect();
         Serving {
@@ -258,20 +342,43 @@ impl Serving {
 
 /// An empty key is none.
 fn key_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<WriteKey>, D::Error> {
-    let key = String::deserialize(from)
-        .map_err(|_| serde::de::Error::custom("a write key is a string"))?;
+    let key = String::deserialize(from).map_err(|_| D::Error::custom("a write key is a string"))?;
     if key.is_empty() {
         return Ok(None);
     }
     WriteKey::new(&key)
         .map(Some)
-        .map_err(|rejection| serde::de::Error::custom(rejection.message()))
+        .map_err(|rejection| D::Error::custom(rejection.message()))
+}
+
+fn keys<'de, D: Deserializer<'de>>(from: D) -> Result<HashSet<WriteKey>, D::Error> {
+    let keys = Vec::<String>::deserialize(from)
+        .map_err(|_| D::Error::custom("write keys are a list of strings"))?;
+    let keys = keys.iter().map(|key| WriteKey::new(key));
+    keys.collect::<Result<_, _>>()
+        .map_err(|rejection| D::Error::custom(rejection.message()))
+}
+
+/// An empty duration is none.
+fn duration_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let text = text.as_str().into_deserializer();
+    jiff::fmt::serde::unsigned_duration::friendly::compact::required::deserialize(text).map(Some)
 }
 
 /// An empty path is none.
 fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let path = PathBuf::deserialize(from)?;
     Ok((!path.as_os_str().is_empty()).then_some(path))
+}
+
+/// An empty text is none.
+fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok((!text.is_empty()).then_some(text))
 }
 
 async fn past(mut phase: watch::Receiver<Phase>, last: Phase) {

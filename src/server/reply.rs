@@ -14,7 +14,7 @@ use hyper::body::Frame;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
-    CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -36,6 +36,10 @@ const FAULT_RETRY_SECONDS: u16 = 5;
 
 /// How long a browser may remember that it may post, in seconds: two hours, the most that Chromium grants.
 const PREFLIGHT_SECONDS: &str = "7200";
+
+/// A GIF of one pixel, which is transparent.
+const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff\
+    !\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
 
 /// Why a request was not served, other than by its content.
 #[derive(Debug)]
@@ -105,11 +109,11 @@ pub(super) fn accepted(accepted: &Accepted) -> Reply {
 }
 
 /// The reply to a browser that asks before it posts.
-pub(super) fn preflight() -> Reply {
+pub(super) fn preflight(methods: &'static str) -> Reply {
     let mut reply = Response::new(Either::Left(Full::default()));
     *reply.status_mut() = StatusCode::NO_CONTENT;
     let headers = reply.headers_mut();
-    headers.insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    headers.insert(ALLOW, HeaderValue::from_static(methods));
     headers.insert(
         ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("POST, GET, OPTIONS"),
@@ -151,6 +155,16 @@ pub(super) fn success() -> Reply {
         "application/json",
         Bytes::from_static(br#"{"success":true}"#),
     )
+}
+
+/// The reply to a pixel call, whatever became of its event: a transparent picture of one pixel.
+pub(super) fn pixel() -> Reply {
+    let mut reply = with_type(StatusCode::OK, "image/gif", Bytes::from_static(PIXEL));
+    // From a cache it would count no second time.
+    reply
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
 }
 
 /// The reply to what was not served.

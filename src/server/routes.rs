@@ -8,21 +8,35 @@ use crate::ingest::Call;
 pub(super) enum Route {
     /// Events.
     Events(Call),
+    /// An event in the address of a picture.
+    Pixel(Kind),
     /// What analytics.js reports of itself. Not events: answered and discarded.
     ClientMetrics,
+}
+
+impl Route {
+    /// The methods it takes.
+    pub(super) fn methods(self) -> &'static str {
+        match self {
+            Route::Pixel(_) => "GET, POST, OPTIONS",
+            Route::Events(_) | Route::ClientMetrics => "POST, OPTIONS",
+        }
+    }
 }
 
 /// The ingest listener's route of a path: `//` collapses, a trailing `/` is fine. Browsers use the short forms, Ruby and Java
 /// `import`.
 pub(super) fn ingest(path: &str) -> Option<Route> {
     let mut segments = path.split('/').filter(|segment| !segment.is_empty());
-    let (Some("v1"), Some(name), None) = (segments.next(), segments.next(), segments.next()) else {
-        return None;
-    };
-    match name {
-        "batch" | "b" | "import" => Some(Route::Events(Call::Batch)),
-        "m" => Some(Route::ClientMetrics),
-        _ => Kind::from_path(name).map(|kind| Route::Events(Call::Single(kind))),
+    let mut next = || segments.next();
+    match (next()?, next()?, next(), next()) {
+        ("v1", "batch" | "b" | "import", None, None) => Some(Route::Events(Call::Batch)),
+        ("v1", "m", None, None) => Some(Route::ClientMetrics),
+        ("v1", "pixel", Some(call), None) => Kind::from_path(call).map(Route::Pixel),
+        ("v1", name, None, None) => {
+            Kind::from_path(name).map(|kind| Route::Events(Call::Single(kind)))
+        }
+        _ => None,
     }
 }
 
@@ -53,10 +67,19 @@ mod tests {
             ("/v1/alias/", single(Kind::Alias)),
             ("/v1/a", single(Kind::Alias)),
             ("/v1/m", Some(Route::ClientMetrics)),
+            ("/v1/pixel/track", Some(Route::Pixel(Kind::Track))),
+            ("/v1/pixel/a", Some(Route::Pixel(Kind::Alias))),
+            ("//v1//pixel//page/", Some(Route::Pixel(Kind::Page))),
             ("/", None),
             ("/v1", None),
             ("/v2/batch", None),
             ("/v1/batch/x", None),
+            ("/v1/track/pixel", None),
+            ("/v1/pixel", None),
+            ("/v1/pixel/", None),
+            ("/v1/pixel/batch", None),
+            ("/v1/pixel/m", None),
+            ("/v1/pixel/track/x", None),
             ("/v1/Batch", None),
             ("/v1/unknown", None),
         ] {

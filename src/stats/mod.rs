@@ -51,8 +51,12 @@ pub struct Stats {
     pub accepted_bytes: Counter,
     /// Events that can never be accepted, told so to their sender.
     pub rejected_events: Counter,
-    /// Requests answered 413, 429 or 503: their events were not taken.
+    /// Requests answered 413, 429 or 503, or with a pixel in place of such an answer: their events were not taken.
     pub refused_requests: Counter,
+    /// Accepted events with a messageId so long that parts of Segment drop them.
+    pub long_message_ids: Counter,
+    /// Reports of analytics.js on itself, which are discarded.
+    pub client_metrics: Counter,
     delivered: Rate,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
@@ -66,6 +70,8 @@ impl Default for Stats {
             accepted_bytes: Counter::default(),
             rejected_events: Counter::default(),
             refused_requests: Counter::default(),
+            long_message_ids: Counter::default(),
+            client_metrics: Counter::default(),
             delivered: Rate::default(),
             lanes: Mutex::default(),
         }

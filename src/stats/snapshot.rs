@@ -38,8 +38,14 @@ pub struct IngestSnapshot {
     pub accepted_bytes: u64,
     /// Events that can never be accepted.
     pub rejected_events: u64,
-    /// Requests answered 413, 429 or 503.
+    /// Requests answered 413, 429 or 503, or with a pixel in place of such an answer.
     pub refused_requests: u64,
+    /// Accepted events with a messageId so long that parts of Segment drop them.
+    #[serde(default)]
+    pub long_message_ids: u64,
+    /// Reports of analytics.js on itself, which are discarded.
+    #[serde(default)]
+    pub client_metrics: u64,
 }
 
 /// What waits.

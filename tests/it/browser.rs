@@ -109,7 +109,7 @@ async fn a_foreign_origin_or_host_is_refused_and_stores_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn short_paths_lead_where_long_ones_do_and_client_metrics_are_discarded() {
+async fn short_paths_lead_where_long_ones_do_and_client_metrics_are_counted_and_discarded() {
     let dir = spool();
     let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
@@ -156,8 +156,9 @@ async fn short_paths_lead_where_long_ones_do_and_client_metrics_are_discarded() 
         (
             stats.ingest.requests,
             stats.ingest.accepted_events,
-            stats.ingest.rejected_events
+            stats.ingest.rejected_events,
+            stats.ingest.client_metrics
         ),
-        (9, 8, 0)
+        (9, 8, 0, 1)
     );
 }

@@ -23,6 +23,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("backoff::", &["src/deliver/backoff.rs"]),
     ("hyper", &["src/server/", "src/stand_in/"]),
     ("reqwest", &["src/deliver/request.rs", "src/cli/"]),
+    ("rcgen", &["src/server/tls.rs"]),
+    ("tokio_rustls", &["src/server/tls.rs"]),
+    ("httparse", &["src/server/connection.rs"]),
+    ("uzers", &["src/server/unix_socket.rs"]),
     ("signal_hook", &["src/daemon/signals.rs"]),
 ];
 

@@ -1,24 +1,16 @@
 //! What an application is answered, and what of it is stored.
 
-use std::io::Write;
-
 use reqwest::StatusCode;
 use segspool::stand_in::StandIn;
 use serde_json::{Value, json};
 
-use crate::support::{Relay, client, segment, spool, within};
+use crate::support::{Relay, client, gzip, segment, spool, within};
 
 async fn start() -> (tempfile::TempDir, StandIn, Relay) {
     let dir = spool();
     let segment = segment().await;
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     (dir, segment, relay)
-}
-
-fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(body).expect("to memory");
-    encoder.finish().expect("to memory")
 }
 
 async fn json_of(reply: reqwest::Response) -> (StatusCode, Value) {
@@ -98,6 +90,8 @@ async fn the_write_key_comes_from_the_header_the_envelope_or_the_message() {
             None,
             json!({"batch": [event(Some("MESSAGE")), event(Some("OTHER"))]}),
         ),
+        // A bad key costs nothing where a better one comes before it.
+        (Some(basic), json!({"batch": [event(None)], "writeKey": 7})),
     ] {
         let request = client().post(&url).body(body.to_string());
         let request = header
@@ -105,7 +99,7 @@ async fn the_write_key_comes_from_the_header_the_envelope_or_the_message() {
             .fold(request, |r, value| r.header("authorization", value));
         assert_eq!(request.send().await.expect("an answer").status(), 200);
     }
-    let tally = within(segment.until(|tally| tally.events == 4)).await;
+    let tally = within(segment.until(|tally| tally.events == 5)).await;
     let keys: Vec<_> = tally
         .write_keys
         .iter()
@@ -117,9 +111,70 @@ async fn the_write_key_comes_from_the_header_the_envelope_or_the_message() {
             ("ENVELOPE", 1),
             ("MESSAGE", 1),
             ("OTHER", 1),
-            ("WRITEKEY_TEST", 1)
+            ("WRITEKEY_TEST", 2)
         ]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_with_a_key_that_is_not_allowed_is_rejected_and_its_key_shown_nowhere() {
+    let (dir, segment) = (spool(), segment().await);
+    let settings = [
+        ("INGEST__ALLOWED_WRITE_KEYS", r#"["ALLOWED1", "ALLOWED2"]"#),
+        ("LOG__LEVEL", "trace"),
+    ];
+    let relay = Relay::start(dir.path(), &segment.url(), &settings).await;
+    let foreign = "FOREIGN_KEY_WITH_TAIL";
+    let event = |key: &str| json!({"type": "track", "userId": "u", "event": "E", "writeKey": key});
+    let not_allowed = |reply: Value, from: &str| {
+        assert_eq!(reply["code"], "write_key_not_allowed", "{from}");
+        assert!(!reply.to_string().contains("TAIL"), "{from}");
+    };
+
+    let single = event("ALLOWED1").to_string();
+    let (status, reply) = json_of(relay.post("/v1/track", foreign, single).await).await;
+    assert_eq!(status, 400);
+    not_allowed(reply, "Basic");
+
+    let url = format!("{}/v1/batch", relay.ingest);
+    let post = async |body: Value| {
+        let sent = client().post(&url).body(body.to_string()).send().await;
+        json_of(sent.expect("an answer")).await
+    };
+    let (status, reply) = post(json!({"batch": [event("ALLOWED1")], "writeKey": foreign})).await;
+    assert_eq!(status, 400);
+    not_allowed(reply, "the envelope");
+
+    let mixed = json!({"batch": [event("ALLOWED1"), event(foreign), event("ALLOWED2")]});
+    let (status, mut reply) = post(mixed).await;
+    assert_eq!((status, &reply["accepted"]), (StatusCode::OK, &json!(2)));
+    assert_eq!(reply["rejected"][0]["index"], 1);
+    not_allowed(reply["rejected"][0].take(), "a message");
+
+    let pixel = format!("{}/v1/pixel/i?userId=u&writeKey={foreign}", relay.ingest);
+    let reply = client().get(pixel).send().await.expect("an answer");
+    assert_eq!(reply.status(), 200);
+
+    let tally = within(segment.until(|tally| tally.events == 2)).await;
+    let keys: Vec<_> = tally.write_keys.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["ALLOWED1", "ALLOWED2"]);
+    let stats = relay.until(|stats| stats.dead_letters.events == 4).await;
+    assert_eq!(
+        (stats.ingest.accepted_events, stats.ingest.rejected_events),
+        (2, 4)
+    );
+    assert!(!format!("{stats:?} {}", relay.log()).contains("TAIL"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_with_a_message_id_that_parts_of_segment_drop_is_kept_and_counted() {
+    let (_dir, segment, relay) = start().await;
+    let longest = "m".repeat(99);
+    relay
+        .track("KEY12345", &[longest.clone(), longest + "m"])
+        .await;
+    within(segment.until(|tally| tally.events == 2)).await;
+    assert_eq!(relay.stats().await.ingest.long_message_ids, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,12 @@
 //! The invariants of the design, each proved by a test that bears its name.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt;
-use segspool::ingest::Ingest;
+use segspool::ingest::{Ingest, Rules};
 use segspool::queue::{self, Barrier, Queue};
 use segspool::server::{AdminConfig, IngestConfig, Phase, Server};
 use segspool::stand_in::{Answer, Match, Rule};
@@ -25,20 +26,18 @@ struct Accepting {
 impl Accepting {
     async fn start(barrier: Barrier) -> Accepting {
         let dir = spool();
-        let loopback = "127.0.0.1:0".parse().expect("an address");
+        let loopback: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let ingest = IngestConfig {
-            listen: vec![loopback],
+            listen: vec![loopback.into()],
             ..IngestConfig::default()
         };
-        let server = Server::bind(
-            &ingest,
-            &AdminConfig {
-                listen: loopback,
-                ..AdminConfig::default()
-            },
-        )
-        .await
-        .expect("free ports");
+        let admin = AdminConfig {
+            listen: loopback,
+            ..AdminConfig::default()
+        };
+        let server = Server::bind(&ingest, &admin, dir.path())
+            .await
+            .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());
         let opening =
             tokio::task::spawn_blocking(move || Queue::open_with(&path, &config, barrier));
@@ -46,7 +45,7 @@ impl Accepting {
         let stats = Arc::new(Stats::default());
         let phase = watch::Sender::new(Phase::Running);
         let url = format!("http://{}", server.ingest_addresses()[0]);
-        let ingest = Ingest::new(None, queue.clone(), Arc::clone(&stats));
+        let ingest = Ingest::new(Rules::default(), queue.clone(), Arc::clone(&stats));
         let _serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
         Accepting {
             url,

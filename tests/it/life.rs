@@ -156,7 +156,7 @@ async fn what_keeps_it_from_starting_is_said_with_an_exit_code() {
 }
 
 /// Runs a daemon that is expected to end by itself.
-async fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
+pub(crate) async fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
     command
         .arg("serve")

@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod browser;
+mod captures;
 mod connections;
 mod dead_letters;
 mod delivery;
@@ -13,4 +15,8 @@ mod ingest;
 mod invariants;
 mod lanes;
 mod life;
+mod listeners;
+mod outages;
+mod pixel;
 mod trace;
+mod verdicts;

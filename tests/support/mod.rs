@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::io::{BufRead, BufReader};
+pub(crate) mod wire;
+
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Relay {
     child: Child,
     pub(crate) ingest: String,
+    /// Every address of the ingest listener, as it says them itself.
+    pub(crate) addresses: Vec<String>,
+    /// Where it is served over TLS.
+    pub(crate) ingest_tls: Option<String>,
     pub(crate) admin: String,
     poster: Poster,
     log: Arc<Mutex<Vec<String>>>,
@@ -32,8 +38,18 @@ impl Relay {
     /// the environment without their prefix, such as `("SEGMENT__LINGER", "50ms")`. Returns once it is running.
     pub(crate) async fn start(data_dir: &Path, endpoint: &str, settings: &[(&str, &str)]) -> Relay {
         let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
+        command.arg("serve");
+        Relay::start_by(command, data_dir, endpoint, settings).await
+    }
+
+    /// As [`Relay::start`], by a command of one's own.
+    pub(crate) async fn start_by(
+        mut command: Command,
+        data_dir: &Path,
+        endpoint: &str,
+        settings: &[(&str, &str)],
+    ) -> Relay {
         command
-            .arg("serve")
             .env("SEGSPOOL_DATA_DIR", data_dir)
             .env("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:0\"]")
             .env("SEGSPOOL_ADMIN__LISTEN", "127.0.0.1:0")
@@ -74,14 +90,14 @@ impl Relay {
             );
         };
         let running = within(running).await;
-        let first = running["ingest"]
-            .as_str()
-            .expect("addresses")
-            .trim_matches(['[', ']']);
-        let ingest = format!("http://{first}");
+        let addresses = running["ingest"].as_str().expect("addresses").split(", ");
+        let addresses: Vec<_> = addresses.map(str::to_owned).collect();
+        let ingest = format!("http://{}", addresses[0]);
         Relay {
             child,
             ingest: ingest.clone(),
+            addresses,
+            ingest_tls: running["ingest_tls"].as_str().map(str::to_owned),
             admin: format!("http://{}", running["admin"].as_str().expect("an address")),
             poster: Poster {
                 ingest,
@@ -291,4 +307,11 @@ pub(crate) fn batch(ids: &[String]) -> String {
         json!({"type": "track", "userId": "u", "event": "Test", "messageId": id, "properties": {"n": id}})
     });
     json!({"batch": events.collect::<Vec<_>>(), "sentAt": "2026-01-01T00:00:00Z"}).to_string()
+}
+
+/// A body as one gzip stream.
+pub(crate) fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(body).expect("to memory");
+    encoder.finish().expect("to memory")
 }

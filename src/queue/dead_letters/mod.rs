@@ -188,6 +188,8 @@ impl DeadLetters {
         letters.truncate(REJECTED_LETTERS_MAX);
         for letter in &mut letters {
             letter.event.truncate(REJECTED_BYTES_MAX);
+            // The rest may be megabytes, which nobody counts while the letter waits.
+            letter.event.shrink_to_fit();
         }
         let bytes: usize = letters.iter().map(|letter| letter.event.len()).sum();
         let waiting = self

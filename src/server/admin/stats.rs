@@ -25,6 +25,8 @@ impl AdminListener {
                 accepted_bytes: self.stats.accepted_bytes.get(),
                 rejected_events: self.stats.rejected_events.get(),
                 refused_requests: self.stats.refused_requests.get(),
+                long_message_ids: self.stats.long_message_ids.get(),
+                client_metrics: self.stats.client_metrics.get(),
             },
             queue,
             delivery,

@@ -1,12 +1,12 @@
-// The calls that every Node.js client makes, and what must arrive of each, whichever SDK carries it.
-
-import { createRequire } from 'node:module'
-
-// The SDKs are not beside these scripts: they are looked for from the folder that a script is run in.
-export const installed = createRequire(`${process.cwd()}/`)
+// The calls that every JavaScript client makes, in Node.js or in a page, and what must arrive of each, whichever SDK
+// carries it.
 
 // More than one request of any SDK holds.
 const COUNTED = 120
+
+// Of these, 480 KB hold fewer, and no SDK takes longer ones.
+const LARGE = 20
+const LARGE_BYTES = 30_000
 
 const rich = {
   text: 'Grüße, 世界 👩‍🚀 \u200f\u2028 "quoted" \\ back / slash \t tab \0 nul \x1f',
@@ -37,6 +37,8 @@ const integrations = { All: false, Mixpanel: { groups: ['a'] } }
 // other than the message. `library` is how the SDK names itself in `context`.
 export function calls(library) {
   const kinds = [
+    // First, so that a page, which goes on being the last user identified, is that of the others afterwards.
+    ['identify', { userId: 'user-0', anonymousId: null, traits: {} }, {}],
     ['identify', { userId, traits: rich }, { traits: richArrives, context: { library } }],
     ['track', { userId, event: 'Order Completed ✔', properties: rich }, { properties: richArrives }],
     [
@@ -75,7 +77,13 @@ export function calls(library) {
     { userId, event: 'Counted', properties: { number } },
     {},
   ])
-  return [...kinds, ...counted].map(([method, message, other]) => ({
+  const text = 'x'.repeat(LARGE_BYTES)
+  const large = Array.from({ length: LARGE }, (_, number) => [
+    'track',
+    { userId, event: 'Large', properties: { number, text } },
+    {},
+  ])
+  return [...kinds, ...counted, ...large].map(([method, message, other]) => ({
     method,
     message,
     arrives: { type: method, ...message, ...other },

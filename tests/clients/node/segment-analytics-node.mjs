@@ -4,7 +4,8 @@
 //
 // Prints what must arrive, one JSON object a line.
 
-import { calls, installed } from './calls.mjs'
+import { calls } from './calls.mjs'
+import { installed } from './installed.mjs'
 
 const { Analytics } = installed('@segment/analytics-node')
 
@@ -20,12 +21,13 @@ const sent = calls({ name: '@segment/analytics-node', version: analytics.VERSION
 for (const call of sent) {
   analytics[call.method](call.message, (error, context) => {
     if (error) fail(`a ${call.method} failed`, error)
-    call.messageId = context?.event.messageId
+    const { messageId, timestamp } = context?.event ?? {}
+    call.stamped = { messageId, timestamp }
   })
 }
 await analytics.closeAndFlush()
 
-for (const { method, messageId, arrives } of sent) {
-  if (!messageId) fail(`a ${method} was forgotten`, 'its callback was never called')
-  console.log(JSON.stringify({ messageId, ...arrives }))
+for (const { method, stamped, arrives } of sent) {
+  if (!stamped?.messageId) fail(`a ${method} was forgotten`, 'its callback was never called')
+  console.log(JSON.stringify({ ...stamped, ...arrives }))
 }

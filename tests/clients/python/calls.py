@@ -7,6 +7,10 @@ from itertools import chain
 # More than one request of any SDK holds.
 COUNTED = 120
 
+# Of these, 480 KB hold fewer, and no SDK takes longer ones.
+LARGE = 20
+LARGE_BYTES = 30_000
+
 # Arrive as they are.
 PLAIN = {
     "text": 'Grüße, 世界 👩‍🚀 \u200f\u2028 "quoted" \\ back / slash \t tab \x00 nul \x1f',
@@ -42,7 +46,7 @@ USER = "пользователь-1@example.test"
 
 def calls(library):
     """Each call as (method, arguments, what must arrive); `library` is how the SDK names itself in `context`."""
-    return chain(_kinds(library), _counted())
+    return chain(_kinds(library), _counted(), _large())
 
 
 def _kinds(library):
@@ -50,6 +54,11 @@ def _kinds(library):
         "identify",
         {"user_id": USER, "traits": RICH},
         {"type": "identify", "userId": USER, "traits": RICH_ARRIVES, "context": {"library": library}},
+    )
+    yield (
+        "identify",
+        {"user_id": 2**53 + 1, "anonymous_id": None, "traits": {}},
+        {"type": "identify", "userId": str(2**53 + 1), "anonymousId": None, "traits": {}},
     )
     yield (
         "track",
@@ -121,4 +130,14 @@ def _counted():
             "track",
             {"user_id": USER, "event": "Counted", "properties": properties},
             {"type": "track", "userId": USER, "event": "Counted", "properties": properties},
+        )
+
+
+def _large():
+    for number in range(LARGE):
+        properties = {"number": number, "text": "x" * LARGE_BYTES}
+        yield (
+            "track",
+            {"user_id": USER, "event": "Large", "properties": properties},
+            {"type": "track", "userId": USER, "event": "Large", "properties": properties},
         )
