@@ -4,6 +4,8 @@
 //! neighbours: it is told to the sender, and kept as a dead letter so that a fire-and-forget client's bug can be seen.
 //! Knows nothing of HTTP.
 
+mod replay;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::event::{
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
+
+pub use replay::{Replayed, Stopped};
 
 /// The kind of lane that leads to Segment.
 pub const SEGMENT: &str = "segment";
@@ -34,6 +38,30 @@ pub enum Call {
     /// A batch.
     Batch,
 }
+
+impl Call {
+    /// What its path calls it.
+    fn name(self) -> String {
+        match self {
+            Call::Single(kind) => kind.name().into(),
+            Call::Pixel(kind) => format!("{PIXEL}{kind}"),
+            Call::Batch => BATCH.into(),
+        }
+    }
+
+    /// How a dead letter remembers an item of it: an item of a batch says by itself what it is.
+    fn of_item(self) -> Option<Call> {
+        match self {
+            Call::Single(kind) | Call::Pixel(kind) => Some(Call::Single(kind)),
+            Call::Batch => None,
+        }
+    }
+}
+
+/// What the paths of pixel calls begin with.
+const PIXEL: &str = "pixel/";
+/// What the path of a batch is.
+const BATCH: &str = "batch";
 
 /// Which clock a request's times are by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +138,7 @@ pub struct Ingest {
     queue: Queue,
     stats: Arc<Stats>,
     rules: Rules,
+    now: fn() -> Timestamp,
 }
 
 impl Ingest {
@@ -120,7 +149,14 @@ impl Ingest {
             queue,
             stats,
             rules,
+            now: Timestamp::now,
         }
+    }
+
+    /// Takes the time from elsewhere.
+    #[must_use]
+    pub fn with_now(self, now: fn() -> Timestamp) -> Ingest {
+        Ingest { now, ..self }
     }
 
     /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
@@ -147,15 +183,18 @@ impl Ingest {
             Call::Batch => decode_batch(body),
         };
         let rejected = |rejection| {
-            self.reject(vec![self.letter(None, &rejection, body)]);
+            let key = credentials.as_ref();
+            let lane = key.filter(|key| self.allow(key).is_ok()).map(lane_of);
+            self.reject(vec![self.letter(lane, Some(call), &rejection, body)]);
             Refusal::Rejected(rejection)
         };
         let envelope = decoded.map_err(rejected)?;
-        let key = match credentials {
-            Some(key) => Some(key),
+        let key = match &credentials {
+            Some(key) => Some(key.clone()),
             None => envelope.write_key().map_err(rejected)?,
         };
-        let prepared = self.prepare(&envelope, clock, key)?;
+        let stamping = self.stamping(clock, (self.now)());
+        let prepared = self.prepare(call, &envelope, key, &stamping)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
@@ -176,16 +215,17 @@ impl Ingest {
     /// Validates and stamps every event and sorts them by lane. Changes nothing.
     fn prepare(
         &self,
+        call: Call,
         envelope: &Envelope<'_>,
-        clock: Clock,
         key: Option<WriteKey>,
+        stamping: &Stamp,
     ) -> Result<Prepared, Refusal> {
-        let stamping = self.stamping(clock, Timestamp::now());
         let mut prepared = Prepared::default();
         for (index, raw) in envelope.events.iter().enumerate() {
-            let result = self.prepare_one(raw, key.as_ref(), envelope, &stamping, &mut prepared);
+            let result = self.prepare_one(raw, key.as_ref(), envelope, stamping, &mut prepared);
             if let Err(Unfit { lane, rejection }) = result {
-                let letter = self.letter(lane, &rejection, raw.json().as_bytes());
+                let json = raw.json().as_bytes();
+                let letter = self.letter(lane, call.of_item(), &rejection, json);
                 prepared.letters.push(letter);
                 prepared.rejected.push(RejectedItem { index, rejection });
             }
@@ -257,9 +297,12 @@ impl Ingest {
         ))
     }
 
-    async fn append(&self, by_key: HashMap<WriteKey, Run>) -> Result<Durability, Refusal> {
-        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::with_capacity(by_key.len());
-        let mut counts = Vec::with_capacity(by_key.len());
+    async fn append(
+        &self,
+        by_key: impl IntoIterator<Item = (WriteKey, Run)>,
+    ) -> Result<Durability, Refusal> {
+        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::new();
+        let mut counts = Vec::new();
         for (key, run) in by_key.into_iter().filter(|(_, run)| !run.is_empty()) {
             let lane = self
                 .queue
@@ -291,18 +334,24 @@ impl Ingest {
         }
     }
 
-    fn letter(&self, lane: Option<LaneName>, rejection: &Rejection, event: &[u8]) -> DeadLetter {
-        let now = Timestamp::now().as_millisecond();
+    /// A rejected event, or, with its `call`, a whole body.
+    fn letter(
+        &self,
+        lane: Option<LaneName>,
+        call: Option<Call>,
+        rejection: &Rejection,
+        event: &[u8],
+    ) -> DeadLetter {
+        let now = (self.now)().as_millisecond();
         DeadLetter {
             lane,
+            call: call.map(Call::name),
             code: rejection.code().as_str().into(),
             reason: rejection.message().into(),
-            status: None,
-            answer: String::new(),
-            attempts: 0,
             accepted_at_ms: now,
             buried_at_ms: now,
             event: event.to_vec(),
+            ..DeadLetter::default()
         }
     }
 }
@@ -370,7 +419,10 @@ mod tests {
             let ingest = Ingest::new(rules, queue.clone(), Arc::default());
             let envelope = decode_single(Kind::Track, body.as_bytes()).expect("JSON");
             let key = WriteKey::new("KEY12345").ok();
-            let prepared = ingest.prepare(&envelope, clock, key).expect("prepared");
+            let stamping = ingest.stamping(clock, now);
+            let call = Call::Single(Kind::Track);
+            let prepared = ingest.prepare(call, &envelope, key, &stamping);
+            let prepared = prepared.expect("prepared");
             let run = prepared.lanes.values().next().expect("a lane");
             let event: Value =
                 serde_json::from_slice(run.iter().next().expect("an event")).expect("JSON");

@@ -16,8 +16,8 @@ use bytesize::ByteSize;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use segspool::queue::{
-    AppendError, Barrier, Config, DeadLetter, Durability, Lane, LaneName, LaneReader, NewLanes,
-    OpenError, Position, Queue, Run,
+    AppendError, Barrier, BuryError, Config, DeadLetter, Durability, Filter, Lane, LaneName,
+    LaneReader, NewLanes, OpenError, Position, Queue, Reading, Run,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -48,6 +48,10 @@ enum Op {
         lane: usize,
         at: prop::sample::Index,
     },
+    /// Removes one of the dead letters.
+    Purge {
+        at: prop::sample::Index,
+    },
     Reopen {
         volume_bytes: u64,
     },
@@ -68,6 +72,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => (lane.clone(), any::<Option<prop::sample::Index>>(), prop_oneof![4 => 1..6usize, 1 => Just(1_000)], any::<bool>())
             .prop_map(|(lane, at, len, twice)| Op::Settle { lane, at, len, twice }),
         2 => (lane, any::<prop::sample::Index>()).prop_map(|(lane, at)| Op::Bury { lane, at }),
+        1 => any::<prop::sample::Index>().prop_map(|at| Op::Purge { at }),
         2 => volume_bytes().prop_map(|volume_bytes| Op::Reopen { volume_bytes }),
         1 => volume_bytes().prop_map(|volume_bytes| Op::Crash { volume_bytes }),
     ];
@@ -90,6 +95,9 @@ struct LaneModel {
     unread: VecDeque<usize>,
     /// What this process has read, by ordinal.
     read: Vec<ReadEvent>,
+    /// Its dead letters.
+    letters: BTreeMap<usize, DeadLetter>,
+    /// Every event that ever was one. No later process gives it again.
     buried: BTreeSet<usize>,
     /// No process has to read anything below this again: it was settled when the cursors were last known to be saved.
     saved: usize,
@@ -99,14 +107,26 @@ struct LaneModel {
 #[derive(Clone, Copy)]
 struct ReadEvent {
     event: usize,
+    /// None for one that was left out, since it was buried by an earlier process.
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
     position: Position,
     index: u32,
+    accepted_at_ms: i64,
 }
 
 impl LaneModel {
     fn depth(&self) -> (u64, u64) {
         let bytes = self.waiting.iter().map(|e| self.events[*e].len() as u64);
         (self.waiting.len() as u64, bytes.sum())
+    }
+
+    /// Whether a read gives an event's ordinal only: it is buried, and was settled by another process.
+    fn is_left_out(&self, event: usize) -> bool {
+        self.buried.contains(&event)
     }
 
     /// The events that `range`, a range of ordinals, covers.
@@ -169,6 +189,7 @@ impl Pair {
                 }
             }
             Op::Bury { lane, at } => self.bury(lane, at).await?,
+            Op::Purge { at } => self.purge(at).await?,
             Op::Reopen { volume_bytes } => self.reopen(volume_bytes).await?,
             Op::Crash { volume_bytes } => self.crash(volume_bytes).await?,
         }
@@ -207,29 +228,29 @@ impl Pair {
 
     /// Reads, compares with what the model expects, and returns how many bytes that was.
     async fn read(&mut self, lane: usize, bytes: usize) -> Result<usize, TestCaseError> {
-        let reader = &self.spool().readers[lane];
-        let records = reader.read(bytes).await.expect("a good disk");
+        let reader = &self.spool.as_ref().expect("it is open").readers[lane];
+        let reading = reader.read(bytes).await.expect("a good disk");
         let model = &mut self.models[lane];
         let mut read = 0;
-        for record in records {
-            prop_assert_eq!(record.first, model.read.len() as u64);
-            for index in 0..record.len() {
-                let expected = model.unread.pop_front();
-                let Some(event) = expected else {
-                    return Err(TestCaseError::fail(format!(
-                        "lane {lane} gave more than it has"
-                    )));
-                };
-                prop_assert!(
-                    record.event(index) == &model.events[event][..],
-                    "lane {lane} did not give event {event}"
-                );
-                read += record.event(index).len();
-                model.read.push(ReadEvent {
-                    event,
-                    position: record.position,
-                    index: record.skipped + index as u32,
-                });
+        for (ordinal, given) in in_order(&reading) {
+            prop_assert_eq!(ordinal, model.read.len() as u64);
+            let Some(event) = model.unread.pop_front() else {
+                return Err(TestCaseError::fail(format!(
+                    "lane {lane} gave more than it has"
+                )));
+            };
+            let agrees = match given {
+                Some((bytes, _)) => bytes == &model.events[event][..],
+                None => true,
+            };
+            prop_assert!(agrees, "lane {lane} did not give event {event}");
+            prop_assert_eq!(given.is_none(), model.is_left_out(event), "event {}", event);
+            read += given.map_or(0, |(bytes, _)| bytes.len());
+            let place = given.map(|(_, place)| place);
+            model.read.push(ReadEvent { event, place });
+            if given.is_none() {
+                reader.settle(ordinal..ordinal + 1);
+                model.waiting.remove(&event);
             }
         }
         Ok(read)
@@ -242,17 +263,42 @@ impl Pair {
             return Ok(());
         }
         let ordinal = at.index(model.read.len());
-        let ReadEvent {
-            event,
-            position,
-            index,
-        } = model.read[ordinal];
-        let letter = letter(&model.events[event]);
+        let ReadEvent { event, place } = model.read[ordinal];
+        let Some(place) = place else {
+            return Ok(());
+        };
+        let letter = DeadLetter {
+            lane: Some(name(lane)),
+            accepted_at_ms: place.accepted_at_ms,
+            ..letter(&model.events[event])
+        };
         let letters = spool.queue.dead_letters();
-        prop_assert_eq!(letters.bury(position, index, letter).await, Ok(()));
+        let burying = vec![(place.position, place.index, letter.clone())];
+        prop_assert_eq!(letters.bury(burying).await, Ok(()));
         spool.readers[lane].settle(ordinal as u64..ordinal as u64 + 1);
         model.settle(ordinal..ordinal + 1);
         model.buried.insert(event);
+        model.letters.insert(event, letter);
+        Ok(())
+    }
+
+    /// Removes a letter, whatever the cursors on disk say of its event.
+    async fn purge(&mut self, at: prop::sample::Index) -> Result<(), TestCaseError> {
+        let spool = self.spool.as_ref().expect("it is open between two steps");
+        let letters = spool.queue.dead_letters();
+        let all = letters.read(None, &Filter::default(), usize::MAX).await;
+        let all = all.expect("a good disk").letters;
+        if all.is_empty() {
+            return Ok(());
+        }
+        let (id, purged) = &all[at.index(all.len())];
+        for expected in [1, 0] {
+            let removed = letters.change(vec![*id], Vec::new()).await;
+            prop_assert_eq!(removed, Ok(expected));
+        }
+        for model in &mut self.models {
+            model.letters.retain(|_, letter| letter != purged);
+        }
         Ok(())
     }
 
@@ -303,29 +349,35 @@ impl Pair {
                 model.depth()
             );
             // Some were deleted with their volumes; reading tells which.
-            let records = spool.readers[lane]
-                .read(usize::MAX)
-                .await
-                .expect("a good disk");
+            let reader = &spool.readers[lane];
+            let reading = reader.read(usize::MAX).await.expect("a good disk");
             model.waiting.clear();
             let mut expected = std::mem::take(&mut model.unread).into_iter();
-            for record in &records {
-                for index in 0..record.len() {
-                    let event = expected
-                        .by_ref()
-                        .find(|e| record.event(index) == &model.events[*e][..]);
-                    let Some(event) = event else {
-                        return Err(TestCaseError::fail(format!(
-                            "lane {lane} gave something else or twice"
-                        )));
-                    };
-                    model.waiting.insert(event);
+            let mut left_out = Vec::new();
+            for (ordinal, given) in in_order(&reading) {
+                let Some((bytes, place)) = given else {
+                    // Which one it is the letter does not say; it takes its turn.
+                    left_out.push(ordinal);
                     model.read.push(ReadEvent {
-                        event,
-                        position: record.position,
-                        index: record.skipped + index as u32,
+                        event: usize::MAX,
+                        place: None,
                     });
-                }
+                    continue;
+                };
+                let event = expected.by_ref().find(|e| bytes == &model.events[*e][..]);
+                let Some(event) = event.filter(|event| !model.buried.contains(event)) else {
+                    return Err(TestCaseError::fail(format!(
+                        "lane {lane} gave something else, or twice, or what is buried"
+                    )));
+                };
+                model.waiting.insert(event);
+                model.read.push(ReadEvent {
+                    event,
+                    place: Some(place),
+                });
+            }
+            for ordinal in left_out {
+                reader.settle(ordinal..ordinal + 1);
             }
             let lost: Vec<_> = before.difference(&model.waiting).collect();
             prop_assert!(lost.is_empty(), "lane {lane} lost {lost:?}");
@@ -378,9 +430,8 @@ impl Pair {
         within(self.spool().queue.drained()).await;
         let mut letters: Vec<_> = self.spool().queue.dead_letters().all().await;
         letters.sort_by(|a, b| a.event.cmp(&b.event));
-        let buried =
-            |m: &LaneModel| -> Vec<_> { m.buried.iter().map(|e| letter(&m.events[*e])).collect() };
-        let mut expected: Vec<_> = self.models.iter().flat_map(buried).collect();
+        let kept = self.models.iter().flat_map(|m| m.letters.values().cloned());
+        let mut expected: Vec<_> = kept.collect();
         expected.sort_by(|a, b| a.event.cmp(&b.event));
         prop_assert_eq!(
             self.spool().queue.dead_letters().events(),
@@ -398,6 +449,28 @@ impl Pair {
         self.spool().queue.close().await;
         Ok(())
     }
+}
+
+type Given<'a> = Option<(&'a [u8], Place)>;
+
+/// What a read gave, by ordinals: events, or none where one was left out.
+fn in_order(reading: &Reading) -> Vec<(u64, Given<'_>)> {
+    let mut given = Vec::new();
+    for record in &reading.records {
+        for index in 0..record.len() {
+            let place = Place {
+                position: record.position,
+                index: record.skipped + index as u32,
+                accepted_at_ms: record.accepted_at_ms,
+            };
+            let event = Some((record.event(index), place));
+            given.push((record.first + index as u64, event));
+        }
+    }
+    let left_out = reading.buried.iter().cloned().flatten();
+    given.extend(left_out.map(|ordinal| (ordinal, None)));
+    given.sort_by_key(|(ordinal, _)| *ordinal);
+    given
 }
 
 #[test]
@@ -557,9 +630,12 @@ fn a_letter_whose_sync_failed_is_buried_once_when_it_is_tried_again() {
             Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
         failures.store(1, Ordering::Release);
         let letters = queue.dead_letters();
-        assert!(letters.bury(7, 0, letter(b"poison")).await.is_err());
+        assert!(letters.bury(vec![(7, 0, letter(b"poison"))]).await.is_err());
         for _ in 0..2 {
-            letters.bury(7, 0, letter(b"poison")).await.expect("buried");
+            letters
+                .bury(vec![(7, 0, letter(b"poison"))])
+                .await
+                .expect("buried");
         }
         assert_eq!(letters.events(), 1);
         assert_eq!(letters.all().await, [letter(b"poison")]);
@@ -583,7 +659,7 @@ fn after_close_nothing_is_accepted_and_closing_again_does_nothing() {
         assert!(
             queue
                 .dead_letters()
-                .bury(0, 0, letter(b"late"))
+                .bury(vec![(0, 0, letter(b"late"))])
                 .await
                 .is_err()
         );
@@ -789,7 +865,7 @@ fn what_is_appended_after_the_active_volume_broke_is_kept() {
             .read(usize::MAX)
             .await
             .expect("a good disk");
-        let before: u64 = before.iter().map(|r| r.len() as u64).sum();
+        let before: u64 = before.records.iter().map(|r| r.len() as u64).sum();
         let lost = lane.lost_events();
         assert!(lost > 0, "the damage was found");
         assert_eq!(before + lost, 768);
@@ -911,7 +987,7 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
             let (queue, lanes) = open(dir.path(), 1);
             queue
                 .dead_letters()
-                .bury(1, 0, letter(b"old"))
+                .bury(vec![(1, 0, letter(b"old"))])
                 .await
                 .expect("buried");
             queue.close().await;
@@ -922,7 +998,7 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
                 .await
                 .expect("stored");
             let letters = spool.queue.dead_letters();
-            let buried = within(letters.bury(2, 0, letter(b"new"))).await;
+            let buried = within(letters.bury(vec![(2, 0, letter(b"new"))])).await;
             assert_eq!(buried, Ok(()), "{what}");
             assert_eq!(letters.all().await.last(), Some(&letter(b"new")), "{what}");
             assert_eq!(
@@ -932,6 +1008,106 @@ fn dead_letters_that_cannot_be_read_are_set_aside_and_new_ones_are_kept() {
             );
             spool.queue.close().await;
         }
+    });
+}
+
+/// So many letters of 7 kB, each with a text of its own.
+fn letters_of(numbers: std::ops::Range<u32>) -> Vec<(Position, u32, DeadLetter)> {
+    let letters = numbers.map(|n| (7, n, letter(&event(0, n as usize, 7_000))));
+    letters.collect()
+}
+
+#[test]
+fn dead_letters_that_take_far_too_much_disk_are_written_anew_and_none_is_lost() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let store = dir.path().join("dead-letters");
+        let (queue, lanes) = open(dir.path(), 1);
+        for start in (0..3_000).step_by(500) {
+            let letters = letters_of(start..start + 500);
+            let buried = queue.dead_letters().bury(letters).await;
+            buried.expect("buried");
+        }
+        let full = disk_bytes(&store);
+        assert!(full > 16 << 20, "{full}");
+        let all = queue.dead_letters();
+        let (mut after, mut removed) = (None, 0);
+        while removed < 2_900 {
+            let portion = all.read(after, &Filter::default(), 100).await;
+            let portion = portion.expect("a good disk");
+            let ids: Vec<_> = portion.letters.iter().map(|(id, _)| *id).collect();
+            after = portion.next;
+            removed += all.change(ids, Vec::new()).await.expect("a good disk");
+        }
+        let kept: Vec<_> = letters_of(2_900..3_000).into_iter().map(|l| l.2).collect();
+        assert_eq!(all.all().await, kept);
+        assert!(disk_bytes(&store) < full / 2, "the disk is not back");
+        queue.close().await;
+        drop((queue, lanes));
+
+        // What a crash may leave: the new store complete or not, the old one under either name.
+        let (new, old) = (
+            dir.path().join("dead-letters.new"),
+            dir.path().join("dead-letters.old"),
+        );
+        for what in [
+            "nothing else",
+            "half a new one",
+            "the old one aside",
+            "both",
+        ] {
+            match what {
+                "half a new one" => fs::create_dir(&new).expect("made"),
+                "the old one aside" => {
+                    fs::rename(&store, &old).expect("renamed");
+                    fs::create_dir(&new).expect("made");
+                }
+                "both" => fs::create_dir(&old).expect("made"),
+                _ => {}
+            }
+            let (queue, lanes) = open(dir.path(), 1);
+            assert_eq!(queue.dead_letters().all().await, kept, "{what}");
+            assert_eq!(queue.dead_letters().events(), 100, "{what}");
+            queue.close().await;
+            drop((queue, lanes));
+            assert!(!new.exists() && !old.exists(), "{what}");
+        }
+    });
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = files_of(dir).into_iter();
+    files
+        .map(|file| fs::metadata(file).map_or(0, |m| m.blocks() * 512))
+        .sum()
+}
+
+#[test]
+fn letters_buried_together_are_all_buried_or_none_and_one_buried_again_is_the_later_one() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let config = Config {
+            dead_letter_max_bytes: ByteSize::kib(100),
+            ..config(1)
+        };
+        let (queue, _lanes) = Queue::open(dir.path(), &config).expect("opened");
+        let letters = queue.dead_letters();
+        let too_many = letters.bury(letters_of(0..20)).await;
+        assert_eq!(too_many, Err(BuryError::Full));
+        assert_eq!((letters.events(), letters.all().await.len()), (0, 0));
+        letters.bury(letters_of(0..10)).await.expect("buried");
+        let mut again = letters_of(9..10);
+        again[0].2 = letter(b"short");
+        letters.bury(again).await.expect("buried");
+        let all = letters.all().await;
+        assert_eq!((letters.events(), all.len()), (10, 10));
+        assert_eq!(
+            all[9],
+            letter(b"short"),
+            "nothing of the longer one is left"
+        );
+        queue.close().await;
     });
 }
 
@@ -1064,8 +1240,9 @@ fn key_of(text: &str) -> (u32, u32) {
 
 /// All that can be read now: each event up to its first line feed.
 async fn texts(reader: &LaneReader) -> Vec<String> {
-    let records = within(reader.read(usize::MAX)).await.expect("a good disk");
-    let events = records
+    let reading = within(reader.read(usize::MAX)).await.expect("a good disk");
+    let events = reading
+        .records
         .iter()
         .flat_map(|r| (0..r.len()).map(|i| r.event(i)));
     events
@@ -1104,6 +1281,7 @@ fn event(lane: usize, number: usize, len: usize) -> Vec<u8> {
 fn letter(event: &[u8]) -> DeadLetter {
     DeadLetter {
         lane: Some(name(0)),
+        call: None,
         code: "refused".into(),
         reason: "the destination refused it".into(),
         status: Some(400),
@@ -1178,9 +1356,16 @@ fn files_of(dir: &Path) -> Vec<PathBuf> {
 /// come first: newer ones than the volumes would be as good, older ones are what a crash may leave.
 fn copy_spool(from: &Path, to: &Path) {
     let deadline = Instant::now() + PATIENCE;
+    // A grave goes once the cursors are saved: a copy made meanwhile would hold the older cursors without it.
+    let moving = || {
+        let files = ["cursors", "dead-letters/db"];
+        files.map(|file| fs::read(from.join(file)).unwrap_or_default())
+    };
     loop {
+        let before = moving();
         match copy_dir(from, to) {
-            Ok(()) => return,
+            Ok(()) if moving() == before => return,
+            Ok(()) => fs::remove_dir_all(to).expect("removed"),
             Err(e) if e.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {
                 fs::remove_dir_all(to).expect("removed");
             }

@@ -1,7 +1,7 @@
 //! Records become batches: the largest calls that Segment's limits allow, from whatever runs of events were stored.
 //!
-//! Stored JSON is joined with commas, never parsed again. Pure: no I/O, no clock. A batch holds a lane's events in order and
-//! without a gap, so it is named by their ordinals; halving it keeps both halves so.
+//! Stored JSON is joined with commas, never parsed again. Pure: no I/O, no clock. A batch holds a lane's events in order, so it is
+//! named by the range of their ordinals, by which they can be settled, or read again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::queue::{Position, Record};
+use crate::queue::Record;
 
 /// What one call may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,6 @@ pub struct Batch {
     runs: Vec<Slice>,
     /// The events' bytes added up.
     bytes: usize,
-    /// How often its events were sent without being settled.
-    pub attempts: u32,
 }
 
 /// Neighbouring events of one record.
@@ -113,17 +111,6 @@ impl Slice {
     }
 }
 
-/// Where an event was accepted: its record and its place in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The record.
-    pub position: Position,
-    /// The event's place in the record as stored.
-    pub index: u32,
-    /// When the record was accepted, in Unix ms.
-    pub accepted_at_ms: i64,
-}
-
 impl Batch {
     /// How many events it holds: at least one.
     #[must_use]
@@ -132,12 +119,12 @@ impl Batch {
         self.runs.iter().map(|run| run.events.len()).sum()
     }
 
-    /// The ordinals of its events, by which they are settled.
+    /// The range of its events' ordinals. What is missing in between is settled already.
     #[must_use]
     pub fn ordinals(&self) -> Range<u64> {
-        let first = &self.runs[0];
+        let (first, last) = (&self.runs[0], &self.runs[self.runs.len() - 1]);
         let start = first.record.first + first.events.start as u64;
-        start..start + self.len() as u64
+        start..last.record.first + last.events.end as u64
     }
 
     /// The events in order.
@@ -147,54 +134,9 @@ impl Batch {
             .flat_map(|run| run.events.clone().map(|index| run.record.event(index)))
     }
 
-    /// Where its first event was accepted.
-    #[must_use]
-    pub fn place(&self) -> Place {
-        let Slice { record, events } = &self.runs[0];
-        Place {
-            position: record.position,
-            index: record.skipped + events.start as u32,
-            accepted_at_ms: record.accepted_at_ms,
-        }
-    }
-
-    /// Cuts it into two of about as many events. A batch of one event comes back whole.
-    ///
-    /// # Errors
-    /// The batch itself, where it holds a single event.
-    pub fn halve(self) -> Result<(Batch, Batch), Batch> {
-        if self.len() < 2 {
-            return Err(self);
-        }
-        let mut left = self.len() / 2;
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        for run in self.runs {
-            let len = run.events.len();
-            if left >= len {
-                first.push(run);
-                left -= len;
-            } else if left > 0 {
-                let (a, b) = run.split(left);
-                first.push(a);
-                second.push(b);
-                left = 0;
-            } else {
-                second.push(run);
-            }
-        }
-        Ok((
-            Batch::of(first, self.attempts),
-            Batch::of(second, self.attempts),
-        ))
-    }
-
-    fn of(runs: Vec<Slice>, attempts: u32) -> Batch {
+    fn of(runs: Vec<Slice>) -> Batch {
         let bytes = runs.iter().map(Slice::bytes).sum();
-        Batch {
-            runs,
-            bytes,
-            attempts,
-        }
+        Batch { runs, bytes }
     }
 }
 
@@ -249,6 +191,31 @@ impl Assembler {
         }
     }
 
+    /// Goes by other limits from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Forgets the records that are here, to be read again later, and returns the range of their events' ordinals; none where it is
+    /// empty.
+    pub fn put_down(&mut self) -> Option<Range<u64>> {
+        let batch = Batch::of(self.waiting.drain(..).collect());
+        (self.events, self.bytes) = (0, 0);
+        (!batch.runs.is_empty()).then(|| batch.ordinals())
+    }
+
+    /// Events here.
+    #[must_use]
+    pub fn events(&self) -> usize {
+        self.events
+    }
+
+    /// Their bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether it holds no event.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -288,7 +255,7 @@ impl Assembler {
             }
             break;
         }
-        let batch = (events > 0).then(|| Batch::of(runs, 0))?;
+        let batch = (events > 0).then(|| Batch::of(runs))?;
         self.events -= events;
         self.bytes -= batch.bytes;
         Some(batch)

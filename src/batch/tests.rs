@@ -84,35 +84,20 @@ fn an_event_over_the_limit_goes_alone() {
 }
 
 #[test]
-fn halving_keeps_every_event_and_its_place() {
-    let (mut assembler, _) = assembler(500_000, 2500);
+fn what_is_put_down_is_named_so_that_it_can_be_read_again() {
+    let (mut assembler, _) = assembler(200, 2);
+    assert_eq!(assembler.put_down(), None);
     assembler.push(record(0, &["0".into(), "1".into(), "2".into()]));
-    assembler.push(Record {
-        skipped: 5,
-        ..record(3, &["3".into(), "4".into()])
-    });
-    let mut waiting = vec![assembler.take().expect("a batch")];
-    let mut single = Vec::new();
-    while let Some(batch) = waiting.pop() {
-        match batch.halve() {
-            Ok((first, second)) => waiting.extend([second, first]),
-            Err(batch) => single.push((
-                batch.ordinals().start,
-                batch.place().position,
-                batch.place().index,
-            )),
-        }
-    }
-    assert_eq!(
-        single,
-        [
-            (0, 100, 0),
-            (1, 100, 1),
-            (2, 100, 2),
-            (3, 103, 5),
-            (4, 103, 6)
-        ]
-    );
+    assembler.push(record(5, &["5".into(), "6".into()]));
+    assert_eq!(assembler.take().expect("a batch").ordinals(), 0..2);
+    assert_eq!(assembler.put_down(), Some(2..7), "3 and 4 are settled");
+    assert!(assembler.is_empty() && assembler.take().is_none());
+    assembler.push(record(2, &["2".into()]));
+    assembler.push(record(5, &["5".into(), "6".into()]));
+    let batches: Vec<_> = std::iter::from_fn(|| assembler.take())
+        .map(|batch| (batch.ordinals(), batch.len()))
+        .collect();
+    assert_eq!(batches, [(2..6, 2), (6..7, 1)]);
 }
 
 #[test]

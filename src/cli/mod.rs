@@ -1,6 +1,9 @@
 //! The command line: one file a command. Exit codes follow sysexits(3).
 
+mod admin;
+mod dead_letters;
 mod demo;
+mod lanes;
 mod serve;
 mod stand_in;
 
@@ -23,6 +26,10 @@ struct Cli {
 enum Command {
     /// Run the daemon
     Serve(serve::Args),
+    /// List, show, export, replay or purge what can never be delivered
+    DeadLetters(dead_letters::Args),
+    /// List the lanes, pause or resume one
+    Lanes(lanes::Args),
     /// Watch it lose nothing while Segment goes down and the relay is killed
     Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
@@ -31,7 +38,11 @@ enum Command {
 
 /// `EX_USAGE`: the command line is wrong.
 const EX_USAGE: u8 = 64;
-/// `EX_UNAVAILABLE`: an address cannot be had.
+/// `EX_DATAERR`: some of the dead letters were rejected again.
+const EX_DATAERR: u8 = 65;
+/// `EX_NOINPUT`: what was named is not there.
+const EX_NOINPUT: u8 = 66;
+/// `EX_UNAVAILABLE`: an address cannot be had, or no daemon answers there.
 const EX_UNAVAILABLE: u8 = 69;
 /// `EX_SOFTWARE`: a part of the process died.
 const EX_SOFTWARE: u8 = 70;
@@ -39,8 +50,12 @@ const EX_SOFTWARE: u8 = 70;
 const EX_OSERR: u8 = 71;
 /// `EX_IOERR`: the disk failed.
 const EX_IOERR: u8 = 74;
-/// `EX_TEMPFAIL`: another process has the spool; later it may be free.
+/// `EX_TEMPFAIL`: another process has the spool, or the daemon cannot do it now; later it may.
 const EX_TEMPFAIL: u8 = 75;
+/// `EX_PROTOCOL`: the daemon's answer is not one of ours.
+const EX_PROTOCOL: u8 = 76;
+/// `EX_NOPERM`: the daemon does not let whoever asks in.
+const EX_NOPERM: u8 = 77;
 /// `EX_CONFIG`: the configuration is wrong.
 const EX_CONFIG: u8 = 78;
 
@@ -61,6 +76,8 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::DeadLetters(args) => dead_letters::run(&args),
+        Command::Lanes(args) => lanes::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
     }

@@ -17,7 +17,7 @@ use crate::deliver::{self, RetryConfig, SegmentConfig};
 use crate::event::WriteKey;
 use crate::event::limits::EVENT_BYTES_MAX;
 use crate::queue;
-use crate::server::{AdminConfig, IngestConfig};
+use crate::server::{AdminConfig, AdminToken, IngestConfig};
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -214,19 +214,21 @@ impl Config {
     }
 
     fn read_secrets(&mut self) -> Result<(), Error> {
-        let Some(path) = &self.ingest.write_key_file else {
-            return Ok(());
-        };
-        let content = fs::read_to_string(path).map_err(|error| Error::Unreadable {
-            path: path.clone(),
-            error,
-        })?;
-        let key = WriteKey::new(content.trim()).map_err(|rejection| Error::File {
-            path: path.clone(),
+        let wrong = |path: &Path, message: &str| Error::File {
+            path: path.to_owned(),
             line: None,
-            message: rejection.message().to_owned(),
-        })?;
-        self.ingest.write_key = Some(key);
+            message: message.to_owned(),
+        };
+        if let Some(path) = &self.ingest.write_key_file {
+            let key = WriteKey::new(&read_secret(path)?);
+            let key = key.map_err(|rejection| wrong(path, rejection.message()))?;
+            self.ingest.write_key = Some(key);
+        }
+        if let Some(path) = &self.admin.token_file {
+            let token = AdminToken::new(&read_secret(path)?);
+            let rule = "a token is one line of printable ASCII without spaces, and not empty";
+            self.admin.token = Some(token.ok_or_else(|| wrong(path, rule))?);
+        }
         Ok(())
     }
 
@@ -311,6 +313,15 @@ impl Config {
             None => Ok(()),
         }
     }
+}
+
+/// What a file holds, without the white space around it.
+fn read_secret(path: &Path) -> Result<String, Error> {
+    let content = fs::read_to_string(path).map_err(|error| Error::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
+    Ok(content.trim().to_owned())
 }
 
 fn read_file(path: &Path) -> Result<Table, Error> {

@@ -1,47 +1,77 @@
 //! The loop of one lane: wait, fill, send, judge, settle.
 //!
-//! Batches leave in order of acceptance. While all goes well up to `concurrency` calls are under way; after a failure one
-//! at a time, until one succeeds. What is to be sent again stands before what was never sent, so that with a concurrency of 1
-//! the order holds throughout. Halves and retries are made of the same events: the queue is not read twice.
+//! Batches leave in order of acceptance. While all goes well up to `concurrency` calls are under way; after a failure, and while
+//! a refused batch is searched for the event at fault, one at a time. What is to be sent again goes before what was never sent, so
+//! that with a concurrency of 1 the order holds throughout.
+//!
+//! A lane keeps events in memory only while a call is made of them: what waits, for whatever reason, waits on disk.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::Context;
 use super::backoff::Backoff;
+use super::portion::{Again, Portion};
 use super::request::Answer;
 use super::verdict::{Verdict, verdict};
+use super::{Context, Settings};
 use crate::batch::{Assembler, Batch, Envelope};
-use crate::queue::{DeadLetter, LaneReader};
+use crate::queue::{BuryError, DeadLetter, Hand, LaneReader, ReadError, Record};
 use crate::stats::{LaneState, LaneStats};
 
-/// A call's events and what became of them.
-type Call = BoxFuture<'static, (Batch, Answer)>;
+/// Segment removes an event that it has seen before for at least this long; a later one may be counted twice.
+const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A call that has ended.
+struct Called {
+    portion: Portion,
+    events: usize,
+    body_bytes: usize,
+    answer: Answer,
+}
+
+type Call = BoxFuture<'static, Called>;
+
+/// Events that were read for a batch to come, and put back until then.
+#[derive(Debug)]
+struct Aside {
+    ordinals: Range<u64>,
+    events: usize,
+    bytes: usize,
+}
 
 pub(super) struct LaneLoop {
     context: Arc<Context>,
+    settings: Arc<Settings>,
     reader: LaneReader,
     stats: Arc<LaneStats>,
-    envelope: Arc<Envelope>,
+    envelope: Envelope,
+    hand: Hand,
     assembler: Assembler,
-    /// To be sent again, the oldest events first.
-    again: VecDeque<Batch>,
+    /// What the next batch of events never sent begins with.
+    aside: Option<Aside>,
+    /// To be sent again.
+    again: Again,
     backoff: Backoff,
-    /// No call before this.
+    /// No call before this: the destination is in trouble.
     pause_until: Option<Instant>,
+    /// No call before this: the operator set a pace.
+    pace_until: Option<Instant>,
     /// The last call failed: one at a time until one succeeds.
     suspect: bool,
     /// A call has succeeded: until then, too, one at a time.
     proven: bool,
+    /// A refused batch is being searched for the event at fault: one at a time, since each answer saves calls.
+    searching: bool,
     /// When the events that wait for a batch to fill were first seen.
     lingering_since: Option<Instant>,
 }
@@ -50,16 +80,23 @@ impl LaneLoop {
     pub(super) fn new(context: Arc<Context>, reader: LaneReader) -> LaneLoop {
         let lane = reader.lane();
         let envelope = Envelope::segment(lane.name().expose_key());
+        let settings = Arc::clone(&context.settings.borrow());
+        let retry = &settings.config.retry;
         LaneLoop {
             stats: context.stats.lane(&lane.id().to_string()),
-            assembler: Assembler::new(context.config.segment.limits(), envelope.bytes()),
-            envelope: Arc::new(envelope),
-            again: VecDeque::new(),
-            backoff: Backoff::new(context.config.retry.base, context.config.retry.max),
+            hand: Hand::default(),
+            assembler: Assembler::new(settings.config.segment.limits(), envelope.bytes()),
+            envelope,
+            aside: None,
+            again: Again::default(),
+            backoff: Backoff::new(retry.base, retry.max),
             pause_until: None,
+            pace_until: None,
             suspect: false,
             proven: false,
+            searching: false,
             lingering_since: None,
+            settings,
             reader,
             context,
         }
@@ -68,15 +105,24 @@ impl LaneLoop {
     /// Runs as long as the process delivers.
     pub(super) async fn run(mut self) {
         let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
+        let mut hand = self.reader.lane().hand();
+        let mut settings = self.context.settings.subscribe();
+        self.obey(*hand.borrow_and_update());
         loop {
             self.stats.in_flight(calls.len());
-            let may_call = self.pause_until.is_none() && calls.len() < self.calls_max();
+            let may_call =
+                self.pause_until.is_none() && !self.hand.paused && calls.len() < self.calls_max();
             tokio::select! {
-                Some((batch, answer)) = calls.next() => self.judge(batch, answer).await,
-                () = pause_ended(self.pause_until), if self.pause_until.is_some() => self.pause_until = None,
+                Some(called) = calls.next() => self.judge(called).await,
+                () = passed(self.pause_until), if self.pause_until.is_some() => self.pause_until = None,
+                Ok(()) = hand.changed() => self.obey(*hand.borrow_and_update()),
+                Ok(()) = settings.changed() => {
+                    let settings = Arc::clone(&settings.borrow_and_update());
+                    self.go_by(settings);
+                }
                 slot = self.slot_for_batch(), if may_call => {
-                    if let Some(batch) = self.next_batch().await {
-                        calls.push(self.call(batch, slot));
+                    if let Some((portion, batch)) = self.next_batch().await {
+                        calls.push(self.call(portion, &batch, slot));
                     }
                 }
             }
@@ -84,36 +130,74 @@ impl LaneLoop {
     }
 
     fn calls_max(&self) -> usize {
-        if self.suspect || !self.proven {
+        if self.suspect || !self.proven || self.searching {
             1
         } else {
-            self.context.config.segment.concurrency
+            self.settings.config.segment.concurrency
         }
     }
 
-    /// Waits until a batch should go, and then for a slot for its call. Nothing is read before: what waits for a slot waits on
-    /// disk, however many lanes there are.
+    /// Does what an operator wants.
+    fn obey(&mut self, hand: Hand) {
+        self.stats.paused(hand.paused);
+        if hand.resumed != self.hand.resumed {
+            self.pause_until = None;
+        }
+        if hand.paused != self.hand.paused {
+            let lane = self.reader.lane().id();
+            info!(%lane, paused = hand.paused, "an operator has paused or resumed a lane");
+        }
+        self.hand = hand;
+    }
+
+    /// Goes by other settings from now on. What held the lane may be mended with them.
+    fn go_by(&mut self, settings: Arc<Settings>) {
+        let retry = &settings.config.retry;
+        if self.settings.config.retry != *retry {
+            self.backoff = Backoff::new(retry.base, retry.max);
+        }
+        self.assembler.set_limits(settings.config.segment.limits());
+        self.settings = settings;
+        if self.stats.state() == LaneState::Held {
+            self.pause_until = None;
+        }
+    }
+
+    /// Waits until a batch should go, and then for a slot for its call.
     async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
+        passed(self.pace_until).await;
         self.batch_due().await;
         let slots = if self.suspect {
             &self.context.suspect_slots
         } else {
             &self.context.slots
         };
-        let slot = Arc::clone(slots).acquire_owned().await;
-        slot.expect("the slots are never closed")
+        let slots: Arc<Semaphore> = Arc::clone(slots);
+        if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            return slot;
+        }
+        self.put_aside();
+        slots
+            .acquire_owned()
+            .await
+            .expect("the slots are never closed")
     }
 
     /// Returns once a batch should go: one is to be sent again, a full one can be had, or events have lingered long enough.
     async fn batch_due(&mut self) {
         while self.again.is_empty() {
             let unread = self.reader.unread();
-            if unread.events == 0 && self.assembler.is_empty() {
+            let (mut events, mut bytes) = (unread.events, unread.bytes);
+            if let Some(aside) = &self.aside {
+                events += aside.events as u64;
+                bytes += aside.bytes as u64;
+            }
+            if events == 0 && self.assembler.is_empty() {
                 self.lingering_since = None;
                 self.reader.published().await;
                 continue;
             }
-            if self.assembler.missing_bytes(unread.events, unread.bytes) == 0 {
+            if self.assembler.missing_bytes(events, bytes) == 0 {
                 return;
             }
             let since = *self.lingering_since.get_or_insert_with(Instant::now);
@@ -121,121 +205,218 @@ impl LaneLoop {
             tokio::select! {
                 () = self.reader.published() => {}
                 _ = hurry.wait_for(|hurry| *hurry) => return,
-                () = sleep_until(since + self.context.config.segment.linger) => return,
+                () = sleep_until(since + self.settings.config.segment.linger) => return,
             }
         }
     }
 
-    /// The batch that goes next. None where the disk does not give it: the lane then pauses.
-    async fn next_batch(&mut self) -> Option<Batch> {
+    /// The batch that goes next. None where nothing is left to send, or the disk does not give it: the lane then pauses.
+    async fn next_batch(&mut self) -> Option<(Portion, Batch)> {
         self.lingering_since = None;
-        if let Some(batch) = self.again.pop_front() {
-            return Some(batch);
+        let next = match self.repeat().await {
+            Ok(None) => self.fill().await,
+            repeated => repeated,
+        };
+        match next {
+            Ok(next) => next,
+            Err(error) => {
+                error!(lane = %self.reader.lane().id(), %error, "a lane cannot be read");
+                self.back_off(LaneState::BackingOff, "the disk cannot be read");
+                None
+            }
+        }
+    }
+
+    /// What was sent before and has to be sent again.
+    async fn repeat(&mut self) -> Result<Option<(Portion, Batch)>, ReadError> {
+        while let Some(mut portion) = self.again.pop() {
+            let records = match self.reader.read_again(portion.ordinals.clone()).await {
+                Ok(records) => records,
+                Err(error) => {
+                    self.again.insert(portion);
+                    return Err(error);
+                }
+            };
+            let limits = self.settings.config.segment.limits();
+            let mut assembler = Assembler::new(limits, self.envelope.bytes());
+            for record in self.without_expired(records).await {
+                assembler.push(record);
+            }
+            // None: nothing is left of it, the disk or its age has settled it.
+            let Some(batch) = assembler.take() else {
+                continue;
+            };
+            let end = batch.ordinals().end;
+            if !assembler.is_empty() {
+                // The limits have become narrower since it was first sent.
+                let (first, rest) = portion.split(end);
+                self.again.insert(rest);
+                portion = first;
+            }
+            return Ok(Some((portion, batch)));
+        }
+        Ok(None)
+    }
+
+    /// What was never sent, as much of it as fits.
+    async fn fill(&mut self) -> Result<Option<(Portion, Batch)>, ReadError> {
+        if let Some(aside) = self.aside.take() {
+            match self.reader.read_again(aside.ordinals.clone()).await {
+                Ok(records) => self.take_in(records).await,
+                Err(error) => {
+                    self.aside = Some(aside);
+                    return Err(error);
+                }
+            }
         }
         loop {
             let missing = self.assembler.missing_bytes(0, 0);
             if missing == 0 {
                 break;
             }
-            match self.reader.read(missing).await {
-                Ok(records) if records.is_empty() => break,
-                Ok(records) => records
-                    .into_iter()
-                    .for_each(|record| self.assembler.push(record)),
-                Err(error) => {
-                    error!(lane = %self.reader.lane().id(), %error, "a lane cannot be read");
-                    self.back_off(LaneState::BackingOff, "the disk cannot be read");
-                    break;
-                }
+            let reading = self.reader.read(missing).await?;
+            for ordinals in reading.buried {
+                let events = ordinals.end - ordinals.start;
+                self.stats.dead_letter_events.add(events);
+                self.reader.settle(ordinals);
             }
+            let records = reading.records;
+            if records.is_empty() {
+                break;
+            }
+            self.take_in(records).await;
         }
-        self.assembler.take()
+        let batch = self.assembler.take();
+        Ok(batch.map(|batch| (Portion::new(batch.ordinals()), batch)))
+    }
+
+    async fn take_in(&mut self, records: Vec<Record>) {
+        for record in self.without_expired(records).await {
+            self.assembler.push(record);
+        }
+    }
+
+    /// Puts back what was read for a batch to come, so that it takes no memory while the lane waits.
+    fn put_aside(&mut self) {
+        let (events, bytes) = (self.assembler.events(), self.assembler.bytes());
+        if let Some(ordinals) = self.assembler.put_down() {
+            // Only `fill` reads, and it takes up first what lies aside.
+            self.aside = Some(Aside {
+                ordinals,
+                events,
+                bytes,
+            });
+        }
     }
 
     /// One call, from the body to the answer.
-    fn call(&self, batch: Batch, slot: OwnedSemaphorePermit) -> Call {
-        let context = Arc::clone(&self.context);
-        let envelope = Arc::clone(&self.envelope);
-        let name = self.reader.lane().name().clone();
-        if batch.attempts > 0 {
+    fn call(&mut self, portion: Portion, batch: &Batch, slot: OwnedSemaphorePermit) -> Call {
+        let (events, now) = (batch.len(), Timestamp::now());
+        if portion.attempts > 0 {
             self.stats.retries.add(1);
         }
+        if portion.unanswered_ms.is_some_and(|then| is_late(then, now)) {
+            warn!(
+                lane = %self.reader.lane().id(), events,
+                "events are sent again more than 24 h after a call that got no answer; if it did arrive, Segment may count them twice"
+            );
+        }
+        let pace = self.settings.config.segment.max_events_per_second;
+        if pace > 0 {
+            let from = self
+                .pace_until
+                .map_or(Instant::now(), |until| until.max(Instant::now()));
+            self.pace_until = Some(from + Duration::from_secs(1) * events as u32 / pace);
+        }
+        let settings = Arc::clone(&self.settings);
+        let name = self.reader.lane().name().clone();
+        // At every attempt anew: Segment takes the time between sentAt and its own receipt for the sender's clock error.
+        let body: Bytes = self.envelope.body(batch, now);
         Box::pin(async move {
             let _slot = slot;
-            // At every attempt anew: Segment takes the time between sentAt and its own receipt for the sender's clock error.
-            let body = envelope.body(&batch, Timestamp::now());
-            let answer = context
-                .sender
-                .send(name.expose_key(), body, batch.attempts)
-                .await;
-            (batch, answer)
+            let body_bytes = body.len();
+            let sender = &settings.sender;
+            let answer = sender.send(name.expose_key(), body, portion.attempts).await;
+            Called {
+                portion,
+                events,
+                body_bytes,
+                answer,
+            }
         })
     }
 
     /// Does with a batch what its answer means.
-    async fn judge(&mut self, mut batch: Batch, answer: Answer) {
+    async fn judge(&mut self, called: Called) {
         let lane = self.reader.lane().id();
-        batch.attempts += 1;
+        let Called {
+            mut portion,
+            events,
+            body_bytes,
+            answer,
+        } = called;
+        portion.attempts += 1;
         let (status, error) = match &answer {
             Answer::Answered { status, .. } => (Some(*status), format!("answered {status}")),
             Answer::Unanswered { error } => (None, error.clone()),
         };
-        match verdict(&answer) {
+        if status.is_none() {
+            let now = Timestamp::now().as_millisecond();
+            portion.unanswered_ms.get_or_insert(now);
+        }
+        let verdict = verdict(&answer);
+        if verdict != Verdict::Delivered {
+            self.stats.failed(status, &error);
+        }
+        match verdict {
             Verdict::Delivered => {
-                debug!(%lane, events = batch.len(), attempts = batch.attempts, "delivered a batch");
-                self.settle_delivered(&batch, status.unwrap_or_default());
+                debug!(%lane, events, attempts = portion.attempts, "delivered a batch");
+                self.settle_delivered(portion, events, body_bytes, status.unwrap_or_default());
             }
             Verdict::Retry { after } => {
-                self.stats.failed(status, &error);
-                self.send_again(batch);
+                self.again.insert(portion);
                 match after {
                     Some(pause) => self.pause(LaneState::RateLimited, &error, pause),
                     None => self.back_off(LaneState::BackingOff, &error),
                 }
             }
             Verdict::Hold => {
-                self.stats.failed(status, &error);
-                self.send_again(batch);
-                self.pause(
-                    LaneState::Held,
-                    &error,
-                    self.context.config.retry.hold_probe,
-                );
+                self.again.insert(portion);
+                let probe = self.settings.config.retry.hold_probe;
+                self.pause(LaneState::Held, &error, probe);
             }
-            Verdict::Refused => {
-                self.stats.failed(status, &error);
-                match batch.halve() {
-                    Ok((first, second)) => {
-                        debug!(%lane, events = first.len() + second.len(), error, "refused a batch; its halves follow");
-                        self.send_again(first);
-                        self.send_again(second);
-                    }
-                    Err(event) => self.bury(event, answer).await,
+            Verdict::Refused => match portion.halve() {
+                Ok(halves) => {
+                    debug!(%lane, events, error, "refused a batch; its halves follow");
+                    self.searching = true;
+                    // A batch that was too large need hold no event at fault.
+                    self.again.insert_halves(halves, status != Some(413));
                 }
-            }
+                Err(event) => self.bury_refused(event, answer).await,
+            },
         }
+        self.searching &= !self.again.is_empty();
     }
 
-    /// Puts a batch among those to be sent again, in order of acceptance.
-    fn send_again(&mut self, batch: Batch) {
-        let start = batch.ordinals().start;
-        let at = self
-            .again
-            .partition_point(|other| other.ordinals().start < start);
-        self.again.insert(at, batch);
-    }
-
-    fn settle_delivered(&mut self, batch: &Batch, status: u16) {
-        let bytes = self.envelope.body_bytes(batch);
+    fn settle_delivered(
+        &mut self,
+        portion: Portion,
+        events: usize,
+        body_bytes: usize,
+        status: u16,
+    ) {
+        if let Some(sibling) = &portion.sibling {
+            self.again.blame(sibling);
+        }
         self.context
             .stats
-            .delivered(&self.stats, batch.len() as u64, bytes as u64);
+            .delivered(&self.stats, events as u64, body_bytes as u64);
         // Where another call of this lane has failed since this one began, its pause stands.
         if self.pause_until.is_none() {
             self.flow_again(status);
         }
         // Last, so that whoever sees the queue empty sees the rest counted.
-        self.reader.settle(batch.ordinals());
+        self.reader.settle(portion.ordinals);
     }
 
     fn flow_again(&mut self, status: u16) {
@@ -248,43 +429,100 @@ impl LaneLoop {
         self.stats.flowing(status);
     }
 
-    /// Makes the one event of `event` a dead letter. It leaves its lane only once it is safe there.
-    async fn bury(&mut self, event: Batch, answer: Answer) {
-        let lane = self.reader.lane();
-        let place = event.place();
+    /// Makes an event that was refused on its own a dead letter. It leaves its lane only once it is safe there.
+    async fn bury_refused(&mut self, event: Portion, answer: Answer) {
         let (status, body) = match answer {
             Answer::Answered { status, body, .. } => (Some(status), body),
             Answer::Unanswered { .. } => (None, String::new()),
         };
         let letter = DeadLetter {
-            lane: Some(lane.name().clone()),
             code: "refused".into(),
             reason: "the destination refused the event".into(),
             status,
             answer: body,
             attempts: event.attempts,
-            accepted_at_ms: place.accepted_at_ms,
-            buried_at_ms: Timestamp::now().as_millisecond(),
-            event: event.events().flatten().copied().collect(),
+            ..self.letter()
         };
-        match self
-            .context
-            .queue
-            .dead_letters()
-            .bury(place.position, place.index, letter)
-            .await
-        {
+        let buried = match self.reader.read_again(event.ordinals.clone()).await {
+            Ok(records) => self
+                .bury(&records, &letter)
+                .await
+                .map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let lane = self.reader.lane().id();
+        match buried {
             Ok(()) => {
-                warn!(lane = %lane.id(), ?status, "an event was refused for good; it is a dead letter now");
-                self.stats.dead_letter_events.add(1);
-                self.reader.settle(event.ordinals());
+                warn!(%lane, ?status, "an event was refused for good; it is a dead letter now");
             }
             Err(error) => {
-                error!(lane = %lane.id(), %error, "a refused event stays in its lane");
-                self.send_again(event);
-                self.back_off(LaneState::BackingOff, &error.to_string());
+                error!(%lane, error, "a refused event stays in its lane");
+                self.again.insert(event);
+                self.back_off(LaneState::BackingOff, &error);
             }
         }
+    }
+
+    /// Makes dead letters of the events that are older than the operator wants any to become, and returns the others. What cannot
+    /// be buried is still good to be delivered.
+    async fn without_expired(&mut self, records: Vec<Record>) -> Vec<Record> {
+        let Some(max_age) = self.settings.config.retry.max_age else {
+            return records;
+        };
+        let oldest = Timestamp::now().as_millisecond() - max_age.as_millis() as i64;
+        let (expired, mut fresh): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|r| r.accepted_at_ms < oldest);
+        if expired.is_empty() {
+            return fresh;
+        }
+        let letter = DeadLetter {
+            code: "expired".into(),
+            reason: "the event is older than retry.max_age".into(),
+            ..self.letter()
+        };
+        let lane = self.reader.lane().id();
+        let events: usize = expired.iter().map(Record::len).sum();
+        match self.bury(&expired, &letter).await {
+            Ok(()) => {
+                warn!(%lane, events, "events are older than retry.max_age; they are dead letters now");
+            }
+            Err(error) => {
+                error!(%lane, %error, "events older than retry.max_age stay in their lane");
+                fresh.splice(..0, expired);
+            }
+        }
+        fresh
+    }
+
+    /// A dead letter of this lane, to be filled in.
+    fn letter(&self) -> DeadLetter {
+        DeadLetter {
+            lane: Some(self.reader.lane().name().clone()),
+            buried_at_ms: Timestamp::now().as_millisecond(),
+            ..DeadLetter::default()
+        }
+    }
+
+    /// Makes a dead letter like this one of every event, counts and settles them.
+    async fn bury(&self, records: &[Record], letter: &DeadLetter) -> Result<(), BuryError> {
+        let letters = records.iter().flat_map(|record| {
+            (0..record.len()).map(|index| {
+                let letter = DeadLetter {
+                    accepted_at_ms: record.accepted_at_ms,
+                    event: record.event(index).to_vec(),
+                    ..letter.clone()
+                };
+                (record.position, record.skipped + index as u32, letter)
+            })
+        });
+        let dead_letters = self.context.queue.dead_letters();
+        dead_letters.bury(letters.collect()).await?;
+        for record in records {
+            self.stats.dead_letter_events.add(record.len() as u64);
+            self.reader
+                .settle(record.first..record.first + record.len() as u64);
+        }
+        Ok(())
     }
 
     /// Waits as long as failures in a row demand. Calls that fail together count once.
@@ -306,6 +544,7 @@ impl LaneLoop {
             }
         }
         self.suspect = true;
+        self.put_aside();
         // Calls under way together may be asked for different pauses: the longest holds.
         let until = Instant::now() + wait;
         self.pause_until = Some(self.pause_until.map_or(until, |before| before.max(until)));
@@ -313,8 +552,32 @@ impl LaneLoop {
     }
 }
 
-async fn pause_ended(until: Option<Instant>) {
+/// Whether a call made now comes too late for Segment to know what a call at `then_ms` brought.
+fn is_late(then_ms: i64, now: Timestamp) -> bool {
+    now.as_millisecond() - then_ms > DEDUP_WINDOW.as_millis() as i64
+}
+
+async fn passed(until: Option<Instant>) {
     if let Some(until) = until {
         sleep_until(until).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_late_once_segment_may_have_forgotten_the_one_before() {
+        let now: Timestamp = "2026-11-23T14:00:00Z".parse().expect("a timestamp");
+        let ago = |hours: i64| now.as_millisecond() - hours * 3_600_000;
+        for (then, expected) in [
+            (ago(0), false),
+            (ago(24), false),
+            (ago(25), true),
+            (ago(-1), false),
+        ] {
+            assert_eq!(is_late(then, now), expected, "{then}");
+        }
     }
 }

@@ -4,8 +4,10 @@
 //! wait, fill, send, judge, settle. A lane in trouble waits by itself. Calls under way are bounded over all lanes; lanes that
 //! have just failed share slots of their own, so that calls into a black hole never use up those of healthy lanes.
 
-mod backoff;
 mod lane_loop;
+
+mod backoff;
+mod portion;
 mod request;
 mod verdict;
 
@@ -59,6 +61,8 @@ pub struct SegmentConfig {
     pub timeout: Duration,
     /// Whether bodies are compressed.
     pub gzip: bool,
+    /// How many events of a lane may be sent in a second; 0 for any number.
+    pub max_events_per_second: u32,
 }
 
 impl Default for SegmentConfig {
@@ -71,6 +75,7 @@ impl Default for SegmentConfig {
             concurrency: 4,
             timeout: Duration::from_secs(10),
             gzip: false,
+            max_events_per_second: 0,
         }
     }
 }
@@ -91,6 +96,9 @@ pub struct RetryConfig {
     /// How often a held lane tries again.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub hold_probe: Duration,
+    /// Events that have waited longer become dead letters; none for ever.
+    #[serde(with = "crate::deliver::duration_or_none")]
+    pub max_age: Option<Duration>,
 }
 
 impl Default for RetryConfig {
@@ -100,24 +108,45 @@ impl Default for RetryConfig {
             max: Duration::from_secs(60),
             max_retry_after: Duration::from_secs(300),
             hold_probe: Duration::from_secs(60),
+            max_age: None,
         }
     }
 }
 
 impl SegmentConfig {
     fn limits(&self) -> Limits {
+        let events_a_second = match self.max_events_per_second {
+            0 => usize::MAX,
+            pace => pace as usize,
+        };
         Limits {
             body_bytes_max: self.max_batch_bytes,
-            events_max: self.max_batch_events,
+            // No more than a second's worth, so that no second sees more.
+            events_max: self.max_batch_events.min(events_a_second),
         }
+    }
+}
+
+/// What may change while the process delivers.
+#[derive(Debug)]
+struct Settings {
+    config: Config,
+    sender: Sender,
+}
+
+impl Settings {
+    fn new(config: &Config) -> Result<Settings, SetupError> {
+        Ok(Settings {
+            sender: Sender::new(config)?,
+            config: config.clone(),
+        })
     }
 }
 
 /// What every lane's loop works with.
 #[derive(Debug)]
 struct Context {
-    config: Config,
-    sender: Sender,
+    settings: watch::Sender<Arc<Settings>>,
     queue: Queue,
     stats: Arc<Stats>,
     slots: Arc<Semaphore>,
@@ -134,6 +163,21 @@ impl Hurry {
     /// Sends what waits, however little it is.
     pub fn up(&self) {
         self.0.send_replace(true);
+    }
+}
+
+/// Gives delivery other settings while it runs.
+#[derive(Debug)]
+pub struct Retune(watch::Sender<Arc<Settings>>);
+
+impl Retune {
+    /// Goes by these from now on. Calls under way end as they began; held lanes try again at once.
+    ///
+    /// # Errors
+    /// As for [`Deliver::new`]; then the settings stay as they were.
+    pub fn to(&self, config: &Config) -> Result<(), SetupError> {
+        self.0.send_replace(Arc::new(Settings::new(config)?));
+        Ok(())
     }
 }
 
@@ -156,8 +200,7 @@ impl Deliver {
         stats: Arc<Stats>,
     ) -> Result<Deliver, SetupError> {
         let context = Context {
-            sender: Sender::new(config)?,
-            config: config.clone(),
+            settings: watch::Sender::new(Arc::new(Settings::new(config)?)),
             queue,
             stats,
             slots: Arc::new(Semaphore::new(CALLS_MAX)),
@@ -176,6 +219,12 @@ impl Deliver {
         Hurry(self.context.hurry.clone())
     }
 
+    /// Another handle that outlives [`Deliver::run`].
+    #[must_use]
+    pub fn retune(&self) -> Retune {
+        Retune(self.context.settings.clone())
+    }
+
     /// Delivers until it is dropped, which ends the calls under way: their events stay in their lanes. Returns only if a lane's
     /// loop has died, which must end the process.
     pub async fn run(mut self) {
@@ -191,5 +240,34 @@ impl Deliver {
                 }
             }
         }
+    }
+}
+
+/// A duration as people write it, where an empty one is none.
+mod duration_or_none {
+    use std::time::Duration;
+
+    use jiff::fmt::friendly;
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    #[expect(clippy::ref_option, reason = "serde hands fields over like this")]
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let printer = friendly::SpanPrinter::new();
+        let text = duration.map(|duration| printer.unsigned_duration_to_string(&duration));
+        to.serialize_str(text.as_deref().unwrap_or_default())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let parsed = friendly::SpanParser::new().parse_unsigned_duration(&text);
+        parsed.map(Some).map_err(de::Error::custom)
     }
 }

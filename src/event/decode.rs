@@ -98,12 +98,17 @@ pub fn decode_batch(body: &[u8]) -> Result<Envelope<'_>, Rejection> {
 /// # Errors
 /// [`Code::InvalidJson`]. Whether it is an object and agrees with the path is for [`validate`](super::validate()).
 pub fn decode_single(kind: Kind, body: &[u8]) -> Result<Envelope<'_>, Rejection> {
+    decode_event(Some(kind), body)
+}
+
+/// Reads one event, of the kind that a path gave, or that it names by itself.
+///
+/// # Errors
+/// As [`decode_single`].
+pub fn decode_event(path: Option<Kind>, body: &[u8]) -> Result<Envelope<'_>, Rejection> {
     let json = serde_json::from_str(text(body)?).map_err(|error| invalid_json(&error))?;
     Ok(Envelope {
-        events: vec![RawEvent {
-            json,
-            path: Some(kind),
-        }],
+        events: vec![RawEvent { json, path }],
         ..Envelope::default()
     })
 }

@@ -43,7 +43,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Envelope, RawEvent, decode_batch, decode_single};
+pub use decode::{Envelope, RawEvent, decode_batch, decode_event, decode_single};
 pub use kind::Kind;
 pub use pixel::decode_pixel;
 pub use rejection::{Code, Rejection};

@@ -3,16 +3,18 @@
 //! It may lag behind: a crash re-sends what was settled since it was last saved, with the same messageIds. It is never
 //! ahead: an event before a cursor has been settled.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::Position;
 use super::files;
-use super::name::LaneName;
+use super::name::{LaneId, LaneName};
 use super::volume::VolumeNumber;
 
 const WHAT: &str = "cursors";
@@ -42,6 +44,9 @@ pub(super) struct Cursors {
     pub(super) next_position: Position,
     pub(super) next_volume: VolumeNumber,
     pub(super) lanes: Vec<(LaneName, Cursor)>,
+    /// The lanes that an operator has paused.
+    #[serde(default)]
+    pub(super) paused: Vec<LaneName>,
 }
 
 impl Cursors {
@@ -67,6 +72,50 @@ impl Cursors {
     }
 }
 
+/// The cursors as they are on disk: what the next process is sure to start from, should this one die now.
+#[derive(Debug)]
+pub(super) struct SavedCursors {
+    lanes: Mutex<HashMap<LaneId, Cursor>>,
+    /// Positions below this were used by earlier processes.
+    recovered_below: Position,
+}
+
+impl SavedCursors {
+    /// The cursors that the lanes of an earlier process were taken up with.
+    pub(super) fn new(
+        lanes: impl Iterator<Item = (LaneId, Cursor)>,
+        recovered_below: Position,
+    ) -> SavedCursors {
+        SavedCursors {
+            lanes: Mutex::new(lanes.collect()),
+            recovered_below,
+        }
+    }
+
+    /// These have been saved.
+    pub(super) fn set(&self, lanes: impl Iterator<Item = (LaneId, Cursor)>) {
+        let lanes: HashMap<_, _> = lanes.collect();
+        *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = lanes;
+    }
+
+    /// Whether no later process will read this event of a lane again.
+    pub(super) fn have_passed(&self, lane: LaneId, position: Position, index: u32) -> bool {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        match lanes.get(&lane) {
+            Some(cursor) => {
+                cursor.position > position || (cursor.position == position && cursor.events > index)
+            }
+            // Of a lane that was not taken up no volume holds anything of an earlier process.
+            None => position < self.recovered_below,
+        }
+    }
+
+    /// Whether an earlier process may have settled events of the record at this position.
+    pub(super) fn is_recovered(&self, position: Position) -> bool {
+        position < self.recovered_below
+    }
+}
+
 fn previous(path: &Path) -> std::path::PathBuf {
     path.with_added_extension("previous")
 }
@@ -74,6 +123,31 @@ fn previous(path: &Path) -> std::path::PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_passed_once_the_saved_cursor_is_behind_it() {
+        let lane = |key| LaneName::new("segment", key).id();
+        let cursor = Cursor {
+            position: 10,
+            events: 3,
+            ..Cursor::default()
+        };
+        let saved = SavedCursors::new([(lane("a"), cursor)].into_iter(), 100);
+        for (key, position, index, passed) in [
+            ("a", 9, 7, true),
+            ("a", 10, 2, true),
+            ("a", 10, 3, false),
+            ("a", 11, 0, false),
+            ("gone", 99, 0, true),
+            ("new", 100, 0, false),
+        ] {
+            assert_eq!(
+                saved.have_passed(lane(key), position, index),
+                passed,
+                "{key} {position} {index}"
+            );
+        }
+    }
 
     #[test]
     fn damaged_cursors_fall_back_on_the_previous_ones() {

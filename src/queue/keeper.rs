@@ -91,11 +91,21 @@ fn save(shared: &Shared) -> bool {
             .iter()
             .map(|lane| (lane.name().clone(), lane.cursor()))
             .collect(),
+        paused: lanes
+            .iter()
+            .filter(|lane| lane.is_paused())
+            .map(|lane| lane.name().clone())
+            .collect(),
     };
     if let Err(error) = cursors.save(&shared.layout.cursors()) {
         warn!(%error, "failed to save the cursors");
         return false;
     }
+    let saved = lanes.iter().zip(&cursors.lanes);
+    shared
+        .saved
+        .set(saved.map(|(lane, (_, cursor))| (lane.id(), *cursor)));
+    shared.dead_letters.cursors_saved();
     for volume in drained {
         if volume.is_damaged() {
             let why = StoreError::Corrupt("events are missing in it".into());

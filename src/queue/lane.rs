@@ -10,13 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::Position;
 use super::cursors::Cursor;
 use super::name::{LaneId, LaneName};
 use super::record::Unpacked;
-use super::unsettled::{Settled, Unsettled};
+use super::unsettled::{Settled, Stretch, Unsettled};
 use super::volume::VolumeNumber;
 
 /// How much waits: events accepted and not settled, and their bytes.
@@ -88,11 +88,46 @@ impl Record {
     }
 }
 
+impl Record {
+    /// The event at `index`, which is below [`Record::len`], as a record of its own, between those before and behind it.
+    pub(super) fn cut_out(&self, index: usize) -> (Option<Record>, Record, Option<Record>) {
+        let (before, after) = (self.part(0..index), self.part(index + 1..self.len()));
+        (
+            (!before.is_empty()).then_some(before),
+            self.part(index..index + 1),
+            (!after.is_empty()).then_some(after),
+        )
+    }
+
+    fn part(&self, events: Range<usize>) -> Record {
+        let end_of = |n: usize| n.checked_sub(1).map_or(0, |last| self.ends[last]);
+        let (start, end) = (end_of(events.start), end_of(events.end));
+        Record {
+            position: self.position,
+            accepted_at_ms: self.accepted_at_ms,
+            first: self.first + events.start as u64,
+            skipped: self.skipped + events.start as u32,
+            bytes: self.bytes.slice(start as usize..end as usize),
+            ends: self.ends[events].iter().map(|end| end - start).collect(),
+        }
+    }
+}
+
+/// What an operator has decided for a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hand {
+    /// Nothing of it is to be sent.
+    pub paused: bool,
+    /// How often it was told to go on, whatever it was waiting for.
+    pub resumed: u64,
+}
+
 /// A lane. Everything in it belongs to the queue; others hold it as a ticket for [`Queue::append`](super::Queue::append).
 pub struct Lane {
     id: LaneId,
     name: LaneName,
     state: Mutex<State>,
+    hand: watch::Sender<Hand>,
     pub(super) published: Notify,
 }
 
@@ -147,6 +182,7 @@ impl Lane {
                 recovered_events: 0,
                 lost_events: 0,
             }),
+            hand: watch::Sender::default(),
             published: Notify::new(),
         }
     }
@@ -193,6 +229,29 @@ impl Lane {
                 .map(|e| e.accepted_at_ms)
         };
         state.unsettled.oldest_ms().or_else(unread)
+    }
+
+    /// What an operator has decided for it, now and from now on.
+    #[must_use]
+    pub fn hand(&self) -> watch::Receiver<Hand> {
+        self.hand.subscribe()
+    }
+
+    /// Whether an operator has paused it.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.hand.borrow().paused
+    }
+
+    pub(super) fn pause(&self) {
+        self.hand.send_modify(|hand| hand.paused = true);
+    }
+
+    pub(super) fn resume(&self) {
+        self.hand.send_modify(|hand| {
+            hand.paused = false;
+            hand.resumed += 1;
+        });
     }
 
     pub(super) fn cursor(&self) -> Cursor {
@@ -259,19 +318,18 @@ impl Lane {
         unpacked: Unpacked,
     ) -> Record {
         let mut state = self.state();
+        let mut skipped = 0;
+        if position == state.read_to {
+            skipped = state.skip.min(unpacked.ends.len() as u32);
+        }
+        let len = unpacked.ends.len();
         let Unpacked {
             accepted_at_ms,
-            mut bytes,
-            mut ends,
-        } = unpacked;
-        let mut skipped = 0;
-        if position == state.read_to && state.skip > 0 {
-            skipped = state.skip.min(ends.len() as u32);
-            let before = ends[skipped as usize - 1];
-            bytes = bytes.slice(before as usize..);
-            ends.drain(..skipped as usize);
-            ends.iter_mut().for_each(|end| *end -= before);
-        }
+            bytes,
+            ends,
+        } = unpacked
+            .part(skipped as usize..len)
+            .expect("no more is skipped than there is");
         state.skip = 0;
         state.read_to = position + 1;
         if let Some(extent) = state.extents.front_mut() {
@@ -289,6 +347,18 @@ impl Lane {
             bytes,
             ends,
         }
+    }
+
+    /// Where those of these events lie that are not settled.
+    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch<VolumeNumber>> {
+        self.state().unsettled.find(ordinals)
+    }
+
+    /// Counts events as lost that were read once and can be read no more. Returns how many of each volume.
+    pub(super) fn lose(&self, ordinals: Range<u64>) -> Vec<Settled<VolumeNumber>> {
+        let settled = self.settle(ordinals);
+        self.state().lost_events += settled.iter().map(|part| part.events).sum::<u64>();
+        settled
     }
 
     /// Settles events by their ordinals; returns how many of each volume were settled just now.

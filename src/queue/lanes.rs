@@ -47,6 +47,12 @@ impl Lanes {
         Some(lane)
     }
 
+    /// The lane with that identity.
+    pub(super) fn find(&self, id: LaneId) -> Option<Arc<Lane>> {
+        let by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        by_id.get(&id).cloned()
+    }
+
     /// All of them, in no order.
     pub(super) fn all(&self) -> Vec<Arc<Lane>> {
         let by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,7 @@
 //! - **Depth is counted, never asked**, and memory does not grow with the backlog: an entry for each lane in each volume.
 //!
 //! On disk: `LOCK`, `format`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/`, `quarantine/`.
-//! `store.rs` alone names sled; another engine has only to offer commit and scan.
+//! (with `.new` and `.old` beside `dead-letters/` while it is written anew). `store.rs` alone names sled; another engine has only to offer commit and scan.
 
 mod record;
 mod store;
@@ -43,7 +43,7 @@ mod layout;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -53,16 +53,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info};
 
-pub use dead_letters::{BuryError, DeadLetter, DeadLetters};
-pub use lane::{Depth, Lane, Record};
+pub use dead_letters::{
+    BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, NotALetterId, Portion, Unavailable,
+};
+pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
 pub use name::{LaneId, LaneName};
-pub use reader::{LaneReader, ReadError};
+pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
 pub use store::Barrier;
 
 use capacity::Capacity;
-use cursors::Cursors;
+use cursors::{Cursors, SavedCursors};
 use keeper::KeeperHandle;
 use lanes::Lanes;
 use layout::Layout;
@@ -183,6 +185,7 @@ struct Shared {
     volumes: Volumes,
     capacity: Capacity,
     dead_letters: DeadLetters,
+    saved: Arc<SavedCursors>,
     durability: Durability,
     volume_bytes: u64,
     /// Only the writer takes positions and volume numbers; the keeper writes down which have been taken.
@@ -258,6 +261,11 @@ impl Queue {
         let lanes = Lanes::new(announce);
         let recovered = recovery::take_up(&lanes, &cursors, &found);
 
+        let saved = Arc::new(SavedCursors::new(
+            lanes.all().iter().map(|lane| (lane.id(), lane.cursor())),
+            recovered.next_position,
+        ));
+
         let (orders, received) = mpsc::channel(writer::WAITING_MAX);
         let shared = Arc::new(Shared {
             capacity: Capacity::new(
@@ -269,7 +277,9 @@ impl Queue {
                 &layout,
                 config.dead_letter_max_bytes.as_u64(),
                 barrier,
+                Arc::clone(&saved),
             )?,
+            saved,
             durability: config.durability,
             volume_bytes: config.volume_bytes.as_u64(),
             next_position: AtomicU64::new(recovered.next_position),
@@ -313,6 +323,24 @@ impl Queue {
         self.shared.lanes.all()
     }
 
+    /// The lane with that identity.
+    #[must_use]
+    pub fn find_lane(&self, id: LaneId) -> Option<Arc<Lane>> {
+        self.shared.lanes.find(id)
+    }
+
+    /// Lets nothing of a lane be sent until it is resumed, in this process and those after it.
+    pub fn pause(&self, lane: &Lane) {
+        lane.pause();
+        self.shared.keeper.wake();
+    }
+
+    /// Lets a lane be sent again, at once, whatever it was waiting for.
+    pub fn resume(&self, lane: &Lane) {
+        lane.resume();
+        self.shared.keeper.wake();
+    }
+
     /// Stores events, in each lane in the order given, and returns once all of them are as durable as the queue makes them.
     ///
     /// # Errors
@@ -333,6 +361,12 @@ impl Queue {
     #[must_use]
     pub fn dead_letters(&self) -> &DeadLetters {
         &self.shared.dead_letters
+    }
+
+    /// The position that the next record to be stored gets, or one below: what is accepted from now on lies at it or behind.
+    #[must_use]
+    pub fn next_position(&self) -> Position {
+        self.shared.next_position.load(Ordering::Relaxed)
     }
 
     /// How safe "stored" is here.

@@ -64,6 +64,15 @@ impl fmt::Debug for LaneName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub(super) u64);
 
+impl LaneId {
+    /// The identity that is shown like this; none where nothing is.
+    #[must_use]
+    pub fn parse(digits: &str) -> Option<LaneId> {
+        let id = u64::from_str_radix(digits, 16).ok().map(LaneId)?;
+        (id.to_string() == digits).then_some(id)
+    }
+}
+
 impl fmt::Display for LaneId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -89,6 +98,21 @@ mod tests {
                 format!("{name} {name:?}"),
                 format!("segment {shown} LaneName(segment {shown})")
             );
+        }
+    }
+
+    #[test]
+    fn an_id_is_read_as_it_is_shown_and_in_no_other_way() {
+        let id = LaneName::new("segment", "key").id();
+        assert_eq!(LaneId::parse(&id.to_string()), Some(id));
+        for wrong in [
+            "",
+            "1",
+            "+00000000000000f",
+            "00000000000000000",
+            "gggggggggggggggg",
+        ] {
+            assert_eq!(LaneId::parse(wrong), None, "{wrong}");
         }
     }
 

@@ -186,6 +186,22 @@ pub(super) struct Unpacked {
     pub(super) ends: Vec<u32>,
 }
 
+impl Unpacked {
+    /// A part of the events, with their ends counted from its own beginning. None where there are not so many.
+    pub(super) fn part(mut self, events: std::ops::Range<usize>) -> Option<Unpacked> {
+        let end = |index: usize| match index.checked_sub(1) {
+            None => Some(0),
+            Some(before) => self.ends.get(before).copied(),
+        };
+        let (from, to) = (end(events.start)?, end(events.end)?);
+        self.bytes = self.bytes.slice(from as usize..to as usize);
+        self.ends.truncate(events.end);
+        self.ends.drain(..events.start);
+        self.ends.iter_mut().for_each(|end| *end -= from);
+        Some(self)
+    }
+}
+
 /// Unpacks a frame.
 pub(super) fn unpack(frame: &[u8]) -> Result<Unpacked, Damaged> {
     let header = Header::of(frame)?;

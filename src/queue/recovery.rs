@@ -40,6 +40,12 @@ pub(super) fn take_up(
     for cursor in by_lane.values() {
         recovered.next_position = recovered.next_position.max(cursor.position);
     }
+    for name in &cursors.paused {
+        let cursor = by_lane.get(&name.id()).copied().unwrap_or_default();
+        if let Some(lane) = lanes.lane_or(name, || Lane::new(name.clone(), cursor)) {
+            lane.pause();
+        }
+    }
     for (volume, summary) in found {
         recovered.next_volume = recovered.next_volume.max(volume.number + 1);
         for (name, extent) in &summary.lanes {

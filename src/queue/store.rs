@@ -10,7 +10,7 @@
 //!
 //! A database that failed once is never trusted again: the caller drops it and opens it anew. Opening runs on a thread of
 //! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop.
-//! Nothing is ever removed from one.
+//! Nothing is ever removed from a volume; only the dead letters are.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -155,14 +155,22 @@ pub(super) struct Changes {
 impl Changes {
     /// Stores `value` under `key`, in as many parts as it needs.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8]) {
-        let room = PART_BYTES_MAX - key.len() - PART_KEY_BYTES;
-        let parts = value.len().div_ceil(room).max(1);
+        let (room, parts) = (part_room(key), parts(key, value));
         for part in 0..parts {
             let end = value.len().min((part + 1) * room);
             self.batch
                 .insert(part_key(key, part as u32), &value[part * room..end]);
         }
         self.bytes += value.len() + parts * (key.len() + PART_KEY_BYTES);
+    }
+
+    /// Removes what is stored under `key`: `value`, in its parts.
+    pub(super) fn remove(&mut self, key: &[u8], value: &[u8]) {
+        let parts = parts(key, value);
+        for part in 0..parts {
+            self.batch.remove(part_key(key, part as u32));
+        }
+        self.bytes += parts * (key.len() + PART_KEY_BYTES);
     }
 
     /// What they take as stored, in bytes.
@@ -245,6 +253,23 @@ impl Store {
         })
     }
 
+    /// Every key that lies in `keys`, in order. All keys have the same length.
+    pub(super) fn scan_keys(
+        &self,
+        keys: RangeInclusive<&[u8]>,
+        mut visit: impl FnMut(&[u8]),
+    ) -> Result<(), StoreError> {
+        let (from, to) = (part_key(keys.start(), 0), part_key(keys.end(), u32::MAX));
+        guarded(|| {
+            for key in self.db.range(from..=to).keys() {
+                if let Some(key) = key?.strip_suffix(&[0; PART_KEY_BYTES]) {
+                    visit(key);
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Whether there is a value under `key`.
     pub(super) fn contains(&self, key: &[u8]) -> Result<bool, StoreError> {
         guarded(|| Ok(self.db.contains_key(part_key(key, 0))?))
@@ -300,6 +325,16 @@ impl Whole {
 }
 
 const PART_KEY_BYTES: usize = 4;
+
+/// What a part holds of a value.
+fn part_room(key: &[u8]) -> usize {
+    PART_BYTES_MAX - key.len() - PART_KEY_BYTES
+}
+
+/// In how many parts a value is stored.
+fn parts(key: &[u8], value: &[u8]) -> usize {
+    value.len().div_ceil(part_room(key)).max(1)
+}
 
 fn part_key(key: &[u8], part: u32) -> Vec<u8> {
     [key, &part.to_be_bytes()].concat()
@@ -426,6 +461,28 @@ mod tests {
                 .count(),
             0
         );
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_with_all_its_parts_and_what_replaces_it_is_whole() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(&dir.path().join("1"), &Barrier::synced()).expect("opened");
+        let (long, short) = (vec![7; 20_000], b"short".to_vec());
+        let mut changes = Changes::default();
+        changes.put(b"k1", &long);
+        changes.put(b"k2", &long);
+        store.commit(changes).expect("committed");
+        let mut changes = Changes::default();
+        changes.remove(b"k1", &long);
+        changes.remove(b"k2", &long);
+        changes.put(b"k2", &short);
+        store.commit(changes).expect("committed");
+        assert_eq!(all(&store), [(b"k2".to_vec(), short)]);
+        let mut keys = Vec::new();
+        store
+            .scan_keys(&[0u8; 2]..=&[255u8; 2], |k| keys.push(k.to_vec()))
+            .expect("scanned");
+        assert_eq!(keys, [b"k2"]);
     }
 
     #[test]

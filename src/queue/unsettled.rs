@@ -47,6 +47,16 @@ pub(super) struct Settled<V> {
     pub(super) bytes: u64,
 }
 
+/// Neighbouring events of one stored record.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stretch<V> {
+    pub(super) volume: V,
+    pub(super) position: Position,
+    pub(super) ordinals: Range<u64>,
+    /// The place of the first of them in the stored record.
+    pub(super) index: u32,
+}
+
 /// The events of one lane between its cursor and how far it has read. `V` names a volume.
 #[derive(Debug)]
 pub(super) struct Unsettled<V> {
@@ -153,6 +163,41 @@ impl<V: Copy + PartialEq> Unsettled<V> {
     /// When the oldest event read and not settled was accepted, in Unix ms.
     pub(super) fn oldest_ms(&self) -> Option<i64> {
         self.records.front().map(|record| record.accepted_at_ms)
+    }
+
+    /// Where those events with these ordinals lie that are not settled, in order.
+    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch<V>> {
+        let mut found = Vec::new();
+        for open in self.open(ordinals.start.max(self.head)..ordinals.end.min(self.next)) {
+            let from = self.records.partition_point(|r| r.end() <= open.start);
+            let records = self.records.range(from..);
+            for record in records.take_while(|r| r.first < open.end) {
+                let ordinals = record.first.max(open.start)..record.end().min(open.end);
+                found.push(Stretch {
+                    volume: record.volume,
+                    position: record.position,
+                    index: record.skipped + (ordinals.start - record.first) as u32,
+                    ordinals,
+                });
+            }
+        }
+        found
+    }
+
+    /// The parts of a range that are not settled.
+    fn open(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut open = Vec::new();
+        let mut at = range.start;
+        for (&start, &end) in self.beyond.range(..range.end) {
+            if start > at {
+                open.push(at..start);
+            }
+            at = at.max(end);
+        }
+        if at < range.end {
+            open.push(at..range.end);
+        }
+        open
     }
 
     /// Marks a range settled and returns the parts of it that were not.
@@ -291,6 +336,30 @@ mod tests {
     }
 
     #[test]
+    fn events_are_found_again_until_they_are_settled() {
+        let mut lane = lane();
+        lane.settle(1..3);
+        let stretch = |volume, position, ordinals, index| Stretch {
+            volume,
+            position,
+            ordinals,
+            index,
+        };
+        assert_eq!(
+            lane.find(0..5),
+            [
+                stretch(1, 10, 0..1, 0),
+                stretch(1, 12, 3..4, 0),
+                stretch(2, 20, 4..5, 0)
+            ]
+        );
+        lane.settle(0..5);
+        assert_eq!(lane.find(0..99), [stretch(2, 20, 5..6, 1)]);
+        lane.settle(5..6);
+        assert!(lane.find(0..99).is_empty());
+    }
+
+    #[test]
     fn settling_twice_counts_once() {
         let mut lane = lane();
         lane.settle(1..3);
@@ -335,6 +404,10 @@ mod tests {
                 let head = (0..40).find(|o| !model.contains(o)).unwrap_or(40);
                 let cursor = lane.cursor();
                 assert_eq!(cursor.position * 4 + u64::from(cursor.events), head);
+                let found = lane.find(0..u64::MAX);
+                assert!(found.iter().all(|s| s.position * 4 + u64::from(s.index) == s.ordinals.start));
+                let found = found.into_iter().flat_map(|s| s.ordinals);
+                assert!(found.eq((0..40).filter(|o| !model.contains(o))));
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::stats::Stats;
 /// What the ingest listener works with.
 #[derive(Debug)]
 pub(super) struct IngestListener {
-    pub(super) ingest: Ingest,
+    pub(super) ingest: Arc<Ingest>,
     pub(super) bodies: Bodies,
     pub(super) stats: Arc<Stats>,
     pub(super) guard: Guard,
@@ -85,9 +85,14 @@ impl IngestListener {
                     !matches!(error, BodyError::TooLarge { .. } | BodyError::Busy)
                 }
                 // What is refused is counted with other refusals, and what is rejected was counted when it was.
-                Error::Refused(_) | Error::Foreign(_) | Error::NotFound | Error::Method { .. } => {
-                    false
-                }
+                Error::Refused(_)
+                | Error::Foreign(_)
+                | Error::NotFound
+                | Error::Method { .. }
+                | Error::Unauthorized
+                | Error::Parameter(_)
+                | Error::NoSuch(_)
+                | Error::DeadLetters(_) => false,
             };
             self.stats.rejected_events.add(u64::from(untold));
             self.refuse(&error, head, body).await;

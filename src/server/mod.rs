@@ -11,7 +11,7 @@ mod listener;
 mod tls;
 mod unix_socket;
 
-mod admin_listener;
+mod admin;
 mod ingest_listener;
 
 mod guard;
@@ -39,7 +39,9 @@ use crate::ingest::{Ingest, Rules};
 use crate::queue::Queue;
 use crate::stats::Stats;
 
-use admin_listener::AdminListener;
+pub use admin::{AdminToken, LetterView};
+
+use admin::AdminListener;
 use body::Bodies;
 use guard::Guard;
 use ingest_listener::IngestListener;
@@ -123,12 +125,20 @@ impl Default for IngestConfig {
 pub struct AdminConfig {
     /// Where operators look.
     pub listen: SocketAddr,
+    /// A file with the token that every operator must bear.
+    #[serde(deserialize_with = "path_or_none")]
+    pub token_file: Option<PathBuf>,
+    /// The token itself, once the file has been read.
+    #[serde(skip)]
+    pub token: Option<AdminToken>,
 }
 
 impl Default for AdminConfig {
     fn default() -> AdminConfig {
         AdminConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 7347)),
+            token_file: None,
+            token: None,
         }
     }
 }
@@ -189,6 +199,7 @@ pub struct Server {
     admin: Listener,
     max_body: usize,
     guard: Guard,
+    token: Option<AdminToken>,
 }
 
 impl Server {
@@ -221,6 +232,7 @@ impl Server {
                 hosts: ingest.allowed_hosts.clone(),
                 origins: ingest.cors_origins.clone(),
             },
+            token: admin.token.clone(),
             max_body: usize::try_from(ingest.max_body.as_u64()).unwrap_or(usize::MAX),
         })
     }
@@ -256,14 +268,18 @@ impl Server {
         stats: Arc<Stats>,
         phase: watch::Receiver<Phase>,
     ) -> Serving {
+        let ingest = Arc::new(ingest);
         let ingest_listener = Arc::new(IngestListener {
-            ingest,
+            ingest: Arc::clone(&ingest),
             bodies: Bodies::new(self.max_body),
             stats: Arc::clone(&stats),
             guard: self.guard.clone(),
         });
         let admin_listener = Arc::new(AdminListener {
             queue,
+            ingest,
+            token: self.token,
+            spade: Arc::default(),
             stats,
             phase: phase.clone(),
             // Browsers show the admin listener's pages to its own origin alone.

@@ -4,12 +4,17 @@
 //! post again. An error is a JSON object with `success`, `code`, `message` and `error`, because some SDKs retry for ever
 //! where one of these is missing.
 
+use std::io;
+
 use bytes::Bytes;
-use http_body_util::Full;
+use futures_util::{Stream, TryStreamExt};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Either, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
+    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -17,10 +22,10 @@ use serde::Serialize;
 use super::body::BodyError;
 use super::guard::Foreign;
 use crate::ingest::{Accepted, Refusal};
-use crate::queue::AppendError;
+use crate::queue::{AppendError, Unavailable};
 
 /// A reply.
-pub(super) type Reply = Response<Full<Bytes>>;
+pub(super) type Reply = Response<Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>>;
 
 /// Which durability a 200 of the ingest listener stands for.
 static DURABILITY: HeaderName = HeaderName::from_static("segspool-durability");
@@ -51,6 +56,20 @@ pub(super) enum Error {
     Body(BodyError),
     /// Its events were not taken.
     Refused(Refusal),
+    /// It does not bear the operator's token.
+    Unauthorized,
+    /// A parameter is wrong, and how.
+    Parameter(String),
+    /// What it names is not there.
+    NoSuch(&'static str),
+    /// The dead letters cannot be read or changed.
+    DeadLetters(Unavailable),
+}
+
+impl From<Unavailable> for Error {
+    fn from(error: Unavailable) -> Error {
+        Error::DeadLetters(error)
+    }
 }
 
 /// The reply to events that were accepted, whole or in part.
@@ -91,7 +110,7 @@ pub(super) fn accepted(accepted: &Accepted) -> Reply {
 
 /// The reply to a browser that asks before it posts.
 pub(super) fn preflight(methods: &'static str) -> Reply {
-    let mut reply = Response::new(Full::default());
+    let mut reply = Response::new(Either::Left(Full::default()));
     *reply.status_mut() = StatusCode::NO_CONTENT;
     let headers = reply.headers_mut();
     headers.insert(ALLOW, HeaderValue::from_static(methods));
@@ -150,6 +169,11 @@ pub(super) fn pixel() -> Reply {
 
 /// The reply to what was not served.
 pub(super) fn error(error: &Error) -> Reply {
+    error_after(error, serde_json::Value::Null)
+}
+
+/// The reply to what was served in part: the error, and an object that says what was done before.
+pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
     let (status, code, retry_after) = match error {
         Error::Foreign(Foreign::Host) => (StatusCode::FORBIDDEN, "host_not_allowed", None),
         Error::Foreign(Foreign::Origin) => (StatusCode::FORBIDDEN, "origin_not_allowed", None),
@@ -168,6 +192,14 @@ pub(super) fn error(error: &Error) -> Reply {
         Error::Body(BodyError::Gzip) => (StatusCode::BAD_REQUEST, "invalid_gzip", None),
         Error::Body(BodyError::Broken) => (StatusCode::BAD_REQUEST, "body_not_complete", None),
         Error::Body(BodyError::Slow) => (StatusCode::REQUEST_TIMEOUT, "body_too_slow", None),
+        Error::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", None),
+        Error::Parameter(_) => (StatusCode::BAD_REQUEST, "invalid_parameter", None),
+        Error::NoSuch(_) => (StatusCode::NOT_FOUND, "not_found", None),
+        Error::DeadLetters(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "storage_fault",
+            Some(FAULT_RETRY_SECONDS),
+        ),
         Error::Refused(refusal) => match refusal {
             Refusal::Rejected(rejection) => {
                 (StatusCode::BAD_REQUEST, rejection.code().as_str(), None)
@@ -211,8 +243,18 @@ pub(super) fn error(error: &Error) -> Reply {
         }
         Error::Body(error) => error.to_string(),
         Error::Refused(refusal) => refusal.to_string(),
+        Error::Unauthorized => {
+            "this daemon wants the token of admin.token_file, as `Authorization: Bearer …`".into()
+        }
+        Error::Parameter(message) => message.clone(),
+        Error::NoSuch(what) => format!("there is no such {what}"),
+        Error::DeadLetters(error) => error.to_string(),
     };
-    let mut reply = failure(status, code, &message);
+    let mut reply = failure(status, code, &message, done);
+    if matches!(error, Error::Unauthorized) {
+        let scheme = HeaderValue::from_static("Bearer");
+        reply.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+    }
     if let Some(seconds) = retry_after {
         reply
             .headers_mut()
@@ -227,13 +269,15 @@ pub(super) fn error(error: &Error) -> Reply {
 }
 
 /// An error in the form every SDK understands.
-pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Reply {
+fn failure(status: StatusCode, code: &str, message: &str, done: serde_json::Value) -> Reply {
     #[derive(Serialize)]
     struct Failure<'a> {
         success: bool,
         code: &'a str,
         message: &'a str,
         error: &'a str,
+        #[serde(flatten)]
+        done: Option<serde_json::Value>,
     }
     json(
         status,
@@ -242,6 +286,7 @@ pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Reply {
             code,
             message,
             error: message,
+            done: Some(done).filter(serde_json::Value::is_object),
         },
     )
 }
@@ -250,6 +295,19 @@ pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Reply {
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Reply {
     let body = serde_json::to_vec(body).expect("a reply has no map with odd keys");
     with_type(status, "application/json", body.into())
+}
+
+/// A reply that is made while it is sent.
+pub(super) fn stream(
+    content_type: &'static str,
+    pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+) -> Reply {
+    let body = StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync();
+    let mut reply = Response::new(Either::Right(body));
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
 }
 
 /// A reply of one line of text.
@@ -262,7 +320,7 @@ pub(super) fn text(status: StatusCode, line: &str) -> Reply {
 }
 
 fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
-    let mut reply = Response::new(Full::new(body));
+    let mut reply = Response::new(Either::Left(Full::new(body)));
     *reply.status_mut() = status;
     reply
         .headers_mut()

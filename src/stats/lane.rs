@@ -48,6 +48,8 @@ pub struct LaneStats {
 #[derive(Debug, Default)]
 struct Live {
     state: LaneState,
+    /// Whether an operator has paused it, whatever it is doing otherwise.
+    paused: bool,
     reason: Option<String>,
     in_flight_batches: u64,
     attempt: u32,
@@ -95,6 +97,11 @@ impl LaneStats {
         });
     }
 
+    /// An operator has paused the lane, or lets it go on.
+    pub fn paused(&self, paused: bool) {
+        self.change(|live| live.paused = paused);
+    }
+
     /// A call did not do: the answer's status, where there was one, and what was wrong.
     pub fn failed(&self, status: Option<u16>, error: &str) {
         self.change(|live| {
@@ -103,7 +110,7 @@ impl LaneStats {
         });
     }
 
-    /// The lane's state just now.
+    /// What the lane is doing just now, paused or not.
     #[must_use]
     pub fn state(&self) -> LaneState {
         self.live
@@ -121,7 +128,11 @@ impl LaneStats {
             id,
             destination,
             key,
-            state: live.state,
+            state: if live.paused {
+                LaneState::Paused
+            } else {
+                live.state
+            },
             reason: live.reason.clone(),
             in_flight_batches: live.in_flight_batches,
             attempt: live.attempt,

@@ -99,6 +99,9 @@ pub struct DeadLettersSnapshot {
     pub events: u64,
     /// What they take, in bytes.
     pub bytes: u64,
+    /// Rejected events that there was no room for: they were told to their senders, and not kept.
+    #[serde(default)]
+    pub unkept_events: u64,
 }
 
 /// One lane.

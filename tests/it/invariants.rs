@@ -31,7 +31,11 @@ impl Accepting {
             listen: vec![loopback.into()],
             ..IngestConfig::default()
         };
-        let server = Server::bind(&ingest, &AdminConfig { listen: loopback }, dir.path())
+        let admin = AdminConfig {
+            listen: loopback,
+            ..AdminConfig::default()
+        };
+        let server = Server::bind(&ingest, &admin, dir.path())
             .await
             .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());

@@ -1,92 +1,17 @@
-//! The admin listener: what an operator sees.
-//!
-//! | endpoint | what |
-//! |---|---|
-//! | `GET /stats` | the snapshot |
-//! | `GET /healthz` | 200 while the writer makes progress, else 503 |
-//! | `GET /readyz` | 200 while events are accepted, else 503 |
+//! The snapshot, put together from what the queue holds and what the steps have counted.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use hyper::body::Incoming;
-use hyper::{Method, Request, StatusCode};
 use jiff::Timestamp;
-use tokio::sync::watch;
 
-use super::Phase;
-use super::guard::Guard;
-use super::listener::{Peer, Service};
-use super::reply::{self, Error, Reply};
-use crate::queue::{Lane, Queue};
+use super::AdminListener;
+use crate::queue::Lane;
 use crate::stats::{
     DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot, QueueSnapshot, Snapshot,
-    Stats,
 };
 
-/// A group takes milliseconds to commit; a writer that has been at one for this long is stuck.
-const WRITER_STUCK: Duration = Duration::from_secs(30);
-
-/// What the admin listener works with.
-#[derive(Debug)]
-pub(super) struct AdminListener {
-    pub(super) queue: Queue,
-    pub(super) stats: Arc<Stats>,
-    pub(super) phase: watch::Receiver<Phase>,
-    pub(super) guard: Guard,
-}
-
-impl Service for AdminListener {
-    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
-        if let Err(foreign) = self.guard.admit(request.headers()) {
-            return reply::error(&Error::Foreign(foreign));
-        }
-        let (method, path) = (request.method(), request.uri().path());
-        match path {
-            "/stats" | "/healthz" | "/readyz" if method != Method::GET => {
-                reply::error(&Error::Method { allowed: "GET" })
-            }
-            "/stats" => reply::json(StatusCode::OK, &self.snapshot()),
-            "/healthz" => self.health(),
-            "/readyz" => self.readiness(),
-            _ => reply::error(&Error::NotFound),
-        }
-    }
-}
-
 impl AdminListener {
-    fn health(&self) -> Reply {
-        let busy = self.queue.writer_busy_for();
-        if busy < WRITER_STUCK {
-            reply::text(StatusCode::OK, "ok")
-        } else {
-            let line = format!("the writer has been stuck for {} s", busy.as_secs());
-            reply::text(StatusCode::SERVICE_UNAVAILABLE, &line)
-        }
-    }
-
-    fn readiness(&self) -> Reply {
-        let phase = *self.phase.borrow();
-        match phase {
-            Phase::Running if self.queue.is_full() => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, "the queue is full")
-            }
-            Phase::Running => reply::text(StatusCode::OK, "ok"),
-            Phase::Draining | Phase::Stopped => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
-            }
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let now_ms = Timestamp::now().as_millisecond();
-        let mut lanes: Vec<_> = self
-            .queue
-            .lanes()
-            .iter()
-            .map(|lane| self.lane(lane, now_ms))
-            .collect();
-        lanes.sort_by(|a, b| b.events.cmp(&a.events).then_with(|| a.id.cmp(&b.id)));
+    /// Everything at this moment.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let lanes = self.lanes();
         let (queue, delivery) = (self.queue_snapshot(&lanes), self.delivery(&lanes));
         let dead_letters = self.queue.dead_letters();
         Snapshot {
@@ -108,12 +33,23 @@ impl AdminListener {
             dead_letters: DeadLettersSnapshot {
                 events: dead_letters.events(),
                 bytes: dead_letters.bytes(),
+                unkept_events: dead_letters.unkept(),
             },
             lanes,
         }
     }
 
-    fn lane(&self, lane: &Lane, now_ms: i64) -> LaneSnapshot {
+    /// Every lane, the one with most events first.
+    pub(super) fn lanes(&self) -> Vec<LaneSnapshot> {
+        let lanes = self.queue.lanes();
+        let mut lanes: Vec<_> = lanes.iter().map(|lane| self.lane(lane)).collect();
+        lanes.sort_by(|a, b| b.events.cmp(&a.events).then_with(|| a.id.cmp(&b.id)));
+        lanes
+    }
+
+    /// One lane.
+    pub(super) fn lane(&self, lane: &Lane) -> LaneSnapshot {
+        let now_ms = Timestamp::now().as_millisecond();
         let id = lane.id().to_string();
         let stats = self.stats.lane(&id);
         let depth = lane.depth();

@@ -1,0 +1,230 @@
+//! How a command talks to a running daemon: its admin listener, and what to tell whoever called when that does not work.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use reqwest::{Client, Method, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{
+    EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR, EX_PROTOCOL, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE,
+    complain,
+};
+
+/// A daemon on this machine accepts at once, or not at all.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Which daemon, and how to be let in.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct AdminArgs {
+    /// The daemon's admin listener
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7347",
+        global = true
+    )]
+    admin: String,
+    /// A file with the daemon's admin token
+    #[arg(long, value_name = "FILE", global = true)]
+    token_file: Option<PathBuf>,
+}
+
+/// What went wrong, and with which exit code to end.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(super) fn new(code: u8, message: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::new(EX_IOERR, format!("failed to read or write: {error}"))
+    }
+}
+
+/// Runs a command that talks to a daemon, and says what went wrong.
+pub(super) fn run(
+    args: &AdminArgs,
+    command: impl AsyncFnOnce(Admin) -> Result<ExitCode, Failure>,
+) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(async { command(Admin::new(args)?).await }),
+        Err(error) => Err(Failure::new(EX_OSERR, error.to_string())),
+    };
+    done.unwrap_or_else(|failure| {
+        complain(&failure);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// The daemon's admin listener.
+#[derive(Debug)]
+pub(super) struct Admin {
+    client: Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl Admin {
+    fn new(args: &AdminArgs) -> Result<Admin, Failure> {
+        if !args.admin.starts_with("http://") {
+            let message = "--admin takes a URL such as http://127.0.0.1:7347";
+            return Err(Failure::new(EX_USAGE, message));
+        }
+        let token = args.token_file.as_ref().map(|path| {
+            let token = fs::read_to_string(path).map_err(|error| {
+                Failure::new(
+                    EX_NOINPUT,
+                    format!("failed to read {}: {error}", path.display()),
+                )
+            });
+            token.map(|token| token.trim().to_owned())
+        });
+        // An error says that another part of the process has chosen one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_WITHIN)
+            // Nothing here speaks TLS, and a machine without certificates is good enough.
+            .tls_certs_only([])
+            .build();
+        Ok(Admin {
+            client: client.map_err(|error| Failure::new(EX_OSERR, error.to_string()))?,
+            url: args.admin.trim_end_matches('/').to_owned(),
+            token: token.transpose()?,
+        })
+    }
+
+    /// Asks, and reads a JSON answer.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<T, Failure> {
+        let answer = self.send(method, path).await?;
+        let body = answer.bytes().await.map_err(|error| broken(&error))?;
+        serde_json::from_slice(&body).map_err(|error| broken(&error))
+    }
+
+    /// Asks, and writes the answer out as it comes.
+    pub(super) async fn copy(&self, path: &str, to: &mut dyn Write) -> Result<(), Failure> {
+        let mut answer = self.send(Method::GET, path).await?;
+        while let Some(piece) = answer.chunk().await.map_err(|error| broken(&error))? {
+            to.write_all(&piece)?;
+        }
+        to.flush()?;
+        Ok(())
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<Response, Failure> {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        Err(refused(answer).await)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let mut cause: &dyn Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let message = format!(
+            "no daemon answers at {}: {cause}. Start one with `segspool serve`, or name it with --admin URL",
+            self.url
+        );
+        Failure::new(EX_UNAVAILABLE, message)
+    }
+}
+
+async fn refused(answer: Response) -> Failure {
+    #[derive(Deserialize)]
+    struct Refusal {
+        message: String,
+        replayed: Option<u64>,
+    }
+    let status = answer.status();
+    let body = answer.bytes().await.unwrap_or_default();
+    let refusal = serde_json::from_slice(&body).ok();
+    let Some(Refusal { message, replayed }) = refusal else {
+        return Failure::new(EX_PROTOCOL, format!("the daemon answered {status}"));
+    };
+    let code = match status {
+        StatusCode::BAD_REQUEST => EX_USAGE,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => EX_NOPERM,
+        StatusCode::NOT_FOUND => EX_NOINPUT,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => EX_TEMPFAIL,
+        _ => EX_PROTOCOL,
+    };
+    match (status, replayed) {
+        (StatusCode::UNAUTHORIZED, _) => {
+            Failure::new(code, format!("{message}; give it with --token-file FILE"))
+        }
+        (_, Some(replayed)) => {
+            Failure::new(code, format!("{message}; {replayed} were replayed before"))
+        }
+        _ => Failure::new(code, message),
+    }
+}
+
+fn broken(error: &dyn Error) -> Failure {
+    Failure::new(
+        EX_PROTOCOL,
+        format!("the daemon's answer cannot be read: {error}"),
+    )
+}
+
+/// A table without lines around it, so that it can be read and cut.
+pub(super) fn table<const N: usize>(columns: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(columns);
+    table
+}
+
+/// Writes to standard output. A reader that has seen enough is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value to standard output as JSON that people can read.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
+    print(&text)
+}

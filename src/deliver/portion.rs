@@ -1,0 +1,157 @@
+//! What a lane has sent and has to send again: ranges of ordinals, never the events themselves. Pure.
+//!
+//! However many lanes are in trouble, and for however long, their events wait on disk.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Neighbouring events of a lane that go together, as often as it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Portion {
+    /// The events.
+    pub(super) ordinals: Range<u64>,
+    /// How often they were sent.
+    pub(super) attempts: u32,
+    /// When they were first sent without getting an answer, in Unix ms: from then on they may have arrived.
+    pub(super) unanswered_ms: Option<i64>,
+    /// The other half of a batch that was refused: if this one is delivered, the event at fault is there.
+    pub(super) sibling: Option<Range<u64>>,
+}
+
+impl Portion {
+    /// Events that were never sent.
+    pub(super) fn new(ordinals: Range<u64>) -> Portion {
+        Portion {
+            ordinals,
+            attempts: 0,
+            unanswered_ms: None,
+            sibling: None,
+        }
+    }
+
+    /// Cuts it before an ordinal that lies within it.
+    pub(super) fn split(self, at: u64) -> (Portion, Portion) {
+        let part = |ordinals| Portion {
+            ordinals,
+            sibling: None,
+            ..self
+        };
+        let Range { start, end } = self.ordinals;
+        (part(start..at), part(at..end))
+    }
+
+    /// Cuts it into two of about as many events.
+    ///
+    /// # Errors
+    /// The portion itself, where it is a single event.
+    pub(super) fn halve(self) -> Result<(Portion, Portion), Portion> {
+        let len = self.ordinals.end - self.ordinals.start;
+        if len < 2 {
+            return Err(self);
+        }
+        let middle = self.ordinals.start + len / 2;
+        Ok(self.split(middle))
+    }
+}
+
+/// What is to be sent again, the oldest first, so that a lane with a concurrency of 1 keeps its order.
+#[derive(Debug, Default)]
+pub(super) struct Again(VecDeque<Portion>);
+
+impl Again {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The oldest.
+    pub(super) fn pop(&mut self) -> Option<Portion> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn insert(&mut self, portion: Portion) {
+        let start = portion.ordinals.start;
+        let at = self.0.partition_point(|p| p.ordinals.start < start);
+        self.0.insert(at, portion);
+    }
+
+    /// Puts the halves of a refused batch in its place. `blamed` says whether the one at fault is in one of them for sure: where it
+    /// turns out not to be in the first, the second need not be sent to know.
+    pub(super) fn insert_halves(&mut self, (mut first, second): (Portion, Portion), blamed: bool) {
+        if blamed {
+            first.sibling = Some(second.ordinals.clone());
+        }
+        self.insert(first);
+        self.insert(second);
+    }
+
+    /// A half was delivered: the event at fault is in its sibling, which is halved without being sent.
+    pub(super) fn blame(&mut self, sibling: &Range<u64>) {
+        let Some(at) = self.0.iter().position(|p| p.ordinals == *sibling) else {
+            return;
+        };
+        let Some(portion) = self.0.remove(at) else {
+            return;
+        };
+        match portion.halve() {
+            Ok(halves) => self.insert_halves(halves, true),
+            Err(single) => self.insert(single),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Finds the poisoned events of `0..n` as a lane does, and returns them with the number of calls it took.
+    fn search(n: u64, poisoned: &[u64]) -> (Vec<u64>, u64) {
+        let mut again = Again::default();
+        again.insert(Portion::new(0..n));
+        let (mut found, mut delivered, mut calls) = (Vec::new(), 0, 0);
+        while let Some(portion) = again.pop() {
+            calls += 1;
+            let len = portion.ordinals.end - portion.ordinals.start;
+            if poisoned.iter().any(|p| portion.ordinals.contains(p)) {
+                match portion.halve() {
+                    Ok(halves) => again.insert_halves(halves, true),
+                    Err(single) => found.push(single.ordinals.start),
+                }
+            } else {
+                delivered += len;
+                if let Some(sibling) = portion.sibling {
+                    again.blame(&sibling);
+                }
+            }
+        }
+        assert_eq!(delivered + found.len() as u64, n, "each event once");
+        (found, calls)
+    }
+
+    #[test]
+    fn poisoned_events_are_found_in_no_more_than_two_calls_a_halving() {
+        for n in [1u64, 2, 3, 5, 100, 2499, 2500] {
+            let bound = |k: usize| (2.0 * k as f64 * (n as f64).log2() + 2.0) as u64;
+            for poison in 0..n {
+                let (found, calls) = search(n, &[poison]);
+                assert_eq!(found, [poison]);
+                assert!(calls <= bound(1), "{poison} of {n}: {calls} > {}", bound(1));
+            }
+            for step in 1..n / 5 {
+                let poisoned: Vec<u64> = (0..5).map(|i| i * step).collect();
+                let (found, calls) = search(n, &poisoned);
+                assert_eq!(found, poisoned);
+                assert!(calls <= bound(5), "{poisoned:?} of {n}: {calls}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_sent_first_is_sent_again_first() {
+        let mut again = Again::default();
+        for start in [30, 10, 20] {
+            again.insert(Portion::new(start..start + 5));
+        }
+        let order = std::iter::from_fn(|| again.pop()).map(|p| p.ordinals.start);
+        assert!(order.eq([10, 20, 30]));
+    }
+}

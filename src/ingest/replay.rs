@@ -1,0 +1,147 @@
+//! Accepts dead letters again: back through validation, into their lanes, and only then out of the dead letters.
+//!
+//! An event keeps its messageId and the time it was first accepted at. One that is rejected again stays a dead letter, with its new
+//! reason. Replayed events count as accepted again. A crash on the way may leave an event both in its lane and a dead letter, never
+//! in neither.
+
+use jiff::Timestamp;
+
+use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
+use crate::event::{
+    Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
+};
+use crate::queue::{DeadLetter, Filter, LetterId, Run, Unavailable};
+
+/// Letters that are accepted again with one sync. Their events are in memory meanwhile.
+const PORTION_LETTERS: usize = 500;
+/// Of so many letters that failed it is said why: they show what is wrong as well as thousands would.
+const FAILED_SHOWN_MAX: usize = 100;
+
+/// What became of the letters.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// How many were accepted again.
+    pub replayed: u64,
+    /// How many were rejected again.
+    pub failed_events: u64,
+    /// Why, for the first of them.
+    pub failed: Vec<(LetterId, Rejection)>,
+}
+
+/// Why it ended before its time. What was done is done, and the rest is as it was.
+#[derive(Debug)]
+pub enum Stopped {
+    /// The queue did not take more.
+    Refused(Refusal),
+    /// The dead letters could not be read or changed.
+    Unavailable(Unavailable),
+}
+
+impl From<Refusal> for Stopped {
+    fn from(refusal: Refusal) -> Stopped {
+        Stopped::Refused(refusal)
+    }
+}
+
+impl From<Unavailable> for Stopped {
+    fn from(error: Unavailable) -> Stopped {
+        Stopped::Unavailable(error)
+    }
+}
+
+impl Ingest {
+    /// Replays the letters that are meant. What is refused and buried again meanwhile is not taken a second time. Must be awaited to
+    /// its end, and not run twice at the same time.
+    pub async fn replay(&self, filter: &Filter) -> (Replayed, Result<(), Stopped>) {
+        let mut replayed = Replayed::default();
+        let result = self.replay_all(filter, &mut replayed).await;
+        (replayed, result)
+    }
+
+    async fn replay_all(&self, filter: &Filter, replayed: &mut Replayed) -> Result<(), Stopped> {
+        let filter = Filter {
+            before: Some(self.queue.next_position()),
+            ..filter.clone()
+        };
+        let mut after = None;
+        loop {
+            let dead_letters = self.queue.dead_letters();
+            let portion = dead_letters.read(after, &filter, PORTION_LETTERS).await?;
+            self.replay_portion(portion.letters, replayed).await?;
+            after = portion.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn replay_portion(
+        &self,
+        letters: Vec<(LetterId, DeadLetter)>,
+        replayed: &mut Replayed,
+    ) -> Result<(), Stopped> {
+        let (mut runs, mut accepted, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, letter) in letters {
+            match self.prepare_again(&letter) {
+                Ok(prepared) => {
+                    runs.extend(prepared);
+                    accepted.push(id);
+                }
+                Err(rejection) => rejected.push((id, letter, rejection)),
+            }
+        }
+        if !accepted.is_empty() {
+            self.append(runs).await?;
+        }
+        let count = accepted.len() as u64;
+        let changed = rejected.iter().map(|(id, letter, rejection)| {
+            let letter = DeadLetter {
+                code: rejection.code().as_str().into(),
+                reason: rejection.message().into(),
+                status: None,
+                answer: String::new(),
+                ..letter.clone()
+            };
+            (*id, letter)
+        });
+        let changed: Vec<_> = changed.collect();
+        self.queue.dead_letters().change(accepted, changed).await?;
+        replayed.replayed += count;
+        replayed.failed_events += rejected.len() as u64;
+        let room = FAILED_SHOWN_MAX - replayed.failed.len();
+        let failed = rejected
+            .into_iter()
+            .map(|(id, _, rejection)| (id, rejection));
+        replayed.failed.extend(failed.take(room));
+        Ok(())
+    }
+
+    /// A letter's events, ready for their lanes: all of them, or none.
+    fn prepare_again(&self, letter: &DeadLetter) -> Result<Vec<(WriteKey, Run)>, Rejection> {
+        let message;
+        let call = letter.call.as_deref();
+        let envelope = match call.map(|call| (call, call.strip_prefix(PIXEL))) {
+            Some((BATCH, _)) => decode_batch(&letter.event)?,
+            Some((_, Some(kind))) => {
+                message = decode_pixel(&letter.event)?;
+                decode_event(Kind::from_name(kind), &message)?
+            }
+            Some((kind, None)) => decode_event(Kind::from_name(kind), &letter.event)?,
+            None => decode_event(None, &letter.event)?,
+        };
+        let lane = letter.lane.as_ref();
+        let key = match lane.filter(|lane| lane.destination == SEGMENT) {
+            Some(lane) => Some(WriteKey::new(lane.expose_key())?),
+            None => envelope.write_key()?,
+        };
+        let accepted_at = Timestamp::from_millisecond(letter.accepted_at_ms);
+        let stamping = Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now()));
+        let prepared = self
+            .prepare(Call::Batch, &envelope, key, &stamping)
+            .map_err(|refusal| Rejection::new(Code::EventTooLarge, refusal.to_string()))?;
+        match prepared.rejected.into_iter().next() {
+            Some(item) => Err(item.rejection),
+            None => Ok(prepared.lanes.into_iter().collect()),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The admin listener: what an operator sees and does.
+//!
+//! | endpoint | what |
+//! |---|---|
+//! | `GET /stats` | the snapshot |
+//! | `GET /healthz` | 200 while the writer makes progress, else 503 |
+//! | `GET /readyz` | 200 while events are accepted, else 503 |
+//! | `GET /lanes` | the lanes of the snapshot |
+//! | `POST /lanes/{id}/pause`, `…/resume` | stops a lane, or lets it go on at once |
+//! | `GET /dead-letters` | the dead letters, without their events |
+//! | `GET /dead-letters/{id}` | one of them, with its event |
+//! | `GET /dead-letters/export` | all of them, with their events, one a line |
+//! | `POST /dead-letters/replay` | back through validation into their lanes |
+//! | `DELETE /dead-letters` | gone for ever |
+//!
+//! No request of a browser's page is served. With a token, every request but those for `/healthz` and `/readyz` must bear it.
+
+mod dead_letters;
+mod letter_view;
+mod query;
+mod stats;
+mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Method, Request, StatusCode};
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+
+use super::Phase;
+use super::body;
+use super::guard::Guard;
+use super::listener::{Peer, Service};
+use super::reply::{self, Error, Reply};
+use crate::ingest::Ingest;
+use crate::queue::{LaneId, Queue};
+use crate::stats::Stats;
+
+pub use letter_view::LetterView;
+pub use token::AdminToken;
+
+/// A group takes milliseconds to commit; a writer that has been at one for this long is stuck.
+const WRITER_STUCK: Duration = Duration::from_secs(30);
+
+/// What the admin listener works with.
+#[derive(Debug)]
+pub(super) struct AdminListener {
+    pub(super) queue: Queue,
+    pub(super) ingest: Arc<Ingest>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) guard: Guard,
+    pub(super) token: Option<AdminToken>,
+    /// Held by whoever replays or purges dead letters: one at a time.
+    pub(super) spade: Arc<Mutex<()>>,
+}
+
+impl Service for AdminListener {
+    async fn serve(&self, _peer: Peer, request: Request<Incoming>) -> Reply {
+        let (head, mut body) = request.into_parts();
+        let reply = self.answer(&head).await;
+        // No request here has a body that matters.
+        body::discard(&mut body).await;
+        reply.unwrap_or_else(|error| reply::error(&error))
+    }
+}
+
+impl AdminListener {
+    async fn answer(&self, head: &Parts) -> Result<Reply, Error> {
+        self.guard.admit(&head.headers).map_err(Error::Foreign)?;
+        let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
+        let is_probe = matches!(path[..], ["healthz" | "readyz"]);
+        if let Some(token) = self.token.as_ref().filter(|_| !is_probe)
+            && !token.is_borne_by(&head.headers)
+        {
+            return Err(Error::Unauthorized);
+        }
+        let query = head.uri.query().unwrap_or_default();
+        let takes = |method: Method, allowed| match head.method == method {
+            true => Ok(()),
+            false => Err(Error::Method { allowed }),
+        };
+        match path[..] {
+            ["stats"] => takes(Method::GET, "GET").map(|()| {
+                let snapshot = self.snapshot();
+                reply::json(StatusCode::OK, &snapshot)
+            }),
+            ["healthz"] => takes(Method::GET, "GET").map(|()| self.health()),
+            ["readyz"] => takes(Method::GET, "GET").map(|()| self.readiness()),
+            ["lanes"] => takes(Method::GET, "GET").map(|()| {
+                let lanes = json!({ "lanes": self.lanes() });
+                reply::json(StatusCode::OK, &lanes)
+            }),
+            ["lanes", id, hand @ ("pause" | "resume")] => {
+                takes(Method::POST, "POST")?;
+                self.hand_on_lane(id, hand)
+            }
+            ["dead-letters"] => match head.method {
+                Method::GET => self.list(query).await,
+                Method::DELETE => self.purge(query).await,
+                _ => Err(Error::Method {
+                    allowed: "GET, DELETE",
+                }),
+            },
+            ["dead-letters", "export"] => {
+                takes(Method::GET, "GET")?;
+                self.export(query)
+            }
+            ["dead-letters", "replay"] => {
+                takes(Method::POST, "POST")?;
+                self.replay(query).await
+            }
+            ["dead-letters", id] => {
+                takes(Method::GET, "GET")?;
+                self.show(id).await
+            }
+            _ => Err(Error::NotFound),
+        }
+    }
+
+    fn health(&self) -> Reply {
+        let busy = self.queue.writer_busy_for();
+        if busy < WRITER_STUCK {
+            reply::text(StatusCode::OK, "ok")
+        } else {
+            let line = format!("the writer has been stuck for {} s", busy.as_secs());
+            reply::text(StatusCode::SERVICE_UNAVAILABLE, &line)
+        }
+    }
+
+    fn readiness(&self) -> Reply {
+        let phase = *self.phase.borrow();
+        match phase {
+            Phase::Running if self.queue.is_full() => {
+                reply::text(StatusCode::SERVICE_UNAVAILABLE, "the queue is full")
+            }
+            Phase::Running => reply::text(StatusCode::OK, "ok"),
+            Phase::Draining | Phase::Stopped => {
+                reply::text(StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
+            }
+        }
+    }
+
+    /// Pauses or resumes a lane. The reply shows what it is doing now.
+    fn hand_on_lane(&self, id: &str, hand: &str) -> Result<Reply, Error> {
+        let id = LaneId::parse(id).ok_or_else(|| {
+            Error::Parameter("the id of a lane is 16 hexadecimal digits, in lower case".into())
+        })?;
+        let lane = self.queue.find_lane(id).ok_or(Error::NoSuch("lane"))?;
+        match hand {
+            "pause" => self.queue.pause(&lane),
+            _ => self.queue.resume(&lane),
+        }
+        let stats = self.stats.lane(&id.to_string());
+        // Its loop says the same in a moment; the reply is not to wait for it.
+        stats.paused(lane.is_paused());
+        Ok(reply::json(StatusCode::OK, &self.lane(&lane)))
+    }
+}
