@@ -8,7 +8,7 @@ mod replay;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -84,6 +84,19 @@ pub struct Rules {
     pub clock_skew_over: Option<Duration>,
 }
 
+impl Rules {
+    fn allow(&self, key: &WriteKey) -> Result<(), Rejection> {
+        let allowed = &self.allowed_write_keys;
+        if allowed.is_empty() || allowed.contains(key) {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            Code::WriteKeyNotAllowed,
+            "the write key is none of ingest.allowed_write_keys",
+        ))
+    }
+}
+
 /// What became of a request of which at least one event was accepted.
 #[derive(Clone, Debug)]
 pub struct Accepted {
@@ -137,7 +150,7 @@ impl std::error::Error for Refusal {}
 pub struct Ingest {
     queue: Queue,
     stats: Arc<Stats>,
-    rules: Rules,
+    rules: RwLock<Arc<Rules>>,
     now: fn() -> Timestamp,
 }
 
@@ -148,9 +161,18 @@ impl Ingest {
         Ingest {
             queue,
             stats,
-            rules,
+            rules: RwLock::new(Arc::new(rules)),
             now: Timestamp::now,
         }
+    }
+
+    /// Goes by other rules from the next request on.
+    pub fn go_by(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes the time from elsewhere.
@@ -184,7 +206,9 @@ impl Ingest {
         };
         let rejected = |rejection| {
             let key = credentials.as_ref();
-            let lane = key.filter(|key| self.allow(key).is_ok()).map(lane_of);
+            let lane = key
+                .filter(|key| self.rules().allow(key).is_ok())
+                .map(lane_of);
             self.reject(vec![self.letter(lane, Some(call), &rejection, body)]);
             Refusal::Rejected(rejection)
         };
@@ -220,7 +244,7 @@ impl Ingest {
         key: Option<WriteKey>,
         stamping: &Stamp,
     ) -> Result<Prepared, Refusal> {
-        let mut prepared = Prepared::default();
+        let mut prepared = self.prepared();
         for (index, raw) in envelope.events.iter().enumerate() {
             let result = self.prepare_one(raw, key.as_ref(), envelope, stamping, &mut prepared);
             if let Err(Unfit { lane, rejection }) = result {
@@ -238,9 +262,16 @@ impl Ingest {
 
     fn stamping(&self, clock: Clock, now: Timestamp) -> Stamp {
         let stamping = Stamp::at(now);
-        match (clock, self.rules.clock_skew_over) {
+        match (clock, self.rules().clock_skew_over) {
             (Clock::Foreign, Some(over)) => stamping.correcting_clocks(over),
             (Clock::Foreign, None) | (Clock::Shared, _) => stamping,
+        }
+    }
+
+    fn prepared(&self) -> Prepared {
+        Prepared {
+            rules: self.rules(),
+            ..Prepared::default()
         }
     }
 
@@ -252,9 +283,10 @@ impl Ingest {
         stamping: &Stamp,
         prepared: &mut Prepared,
     ) -> Result<(), Unfit> {
+        let rules = Arc::clone(&prepared.rules);
         // First, because an event with a key that may not be used has no lane of ours.
         if let Some(key) = key {
-            self.allow(key)?;
+            rules.allow(key)?;
         }
         let event = validate(raw).map_err(|rejection| Unfit {
             lane: key.map(lane_of),
@@ -263,7 +295,7 @@ impl Ingest {
         // Header, envelope, message, configuration: the first that has one.
         let key = match key {
             Some(key) => Some(key.clone()),
-            None => event.write_key()?.or_else(|| self.rules.write_key.clone()),
+            None => event.write_key()?.or_else(|| rules.write_key.clone()),
         };
         let key = key.ok_or_else(|| {
             Rejection::new(
@@ -271,7 +303,7 @@ impl Ingest {
                 "neither the Authorization header nor `writeKey` names a write key",
             )
         })?;
-        self.allow(&key)?;
+        rules.allow(&key)?;
         let id_is_long = event.message_id_is_long();
         let run = prepared.lanes.entry(key.clone()).or_default();
         let before = run.byte_len();
@@ -284,17 +316,6 @@ impl Ingest {
         prepared.accepted += 1;
         prepared.long_message_ids += u64::from(id_is_long);
         Ok(())
-    }
-
-    fn allow(&self, key: &WriteKey) -> Result<(), Rejection> {
-        let allowed = &self.rules.allowed_write_keys;
-        if allowed.is_empty() || allowed.contains(key) {
-            return Ok(());
-        }
-        Err(Rejection::new(
-            Code::WriteKeyNotAllowed,
-            "the write key is none of ingest.allowed_write_keys",
-        ))
     }
 
     async fn append(
@@ -359,6 +380,7 @@ impl Ingest {
 /// A request's events on their way to their lanes.
 #[derive(Default)]
 struct Prepared {
+    rules: Arc<Rules>,
     lanes: HashMap<WriteKey, Run>,
     accepted: usize,
     long_message_ids: u64,

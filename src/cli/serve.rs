@@ -17,17 +17,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    // A variable that is not text is none of ours.
-    let variables = std::env::vars_os()
-        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let config = match Config::load(args.config.as_deref(), variables) {
+    let file = args.config.clone();
+    let load = move || {
+        // A variable that is not text is none of ours.
+        let variables = std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        Config::load(file.as_deref(), variables)
+    };
+    let config = match load() {
         Ok(config) => config,
         Err(error) => {
             complain(&format_args!("failed to read the configuration: {error}"));
             return ExitCode::from(EX_CONFIG);
         }
     };
-    let Err(error) = daemon::run(config) else {
+    let Err(error) = daemon::run(config, Box::new(load)) else {
         return ExitCode::SUCCESS;
     };
     complain(&error);

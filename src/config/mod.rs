@@ -3,6 +3,8 @@
 //! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. An unknown key, a wrong type and a value out
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
+mod reload;
+
 use std::fmt;
 use std::fs;
 use std::io;

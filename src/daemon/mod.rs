@@ -6,10 +6,11 @@
 //! Start: listeners are bound, the spool is opened, delivery and the listeners begin. Stop: the ingest listeners close
 //! and finish what is under way, delivery goes on for a while, then calls under way are dropped (their events stay), the
 //! queue is closed, the admin listener goes last. A second signal ends the process at once; the spool survives that.
-//! A part that dies ends the process: it never lives on half dead.
+//! SIGHUP makes it go by a changed configuration, as far as a running process can. A part that dies ends the process: it never lives on half dead.
 
 mod logging;
 mod notify;
+mod reload;
 mod signals;
 
 use std::fmt;
@@ -27,7 +28,10 @@ use crate::queue::{OpenError, Queue};
 use crate::server::{BindError, Phase, Server};
 use crate::stats::Stats;
 
-use signals::Signals;
+use logging::Level;
+pub use reload::Load;
+use reload::Reload;
+use signals::{Signal, Signals};
 
 /// Why the daemon did not start, or ended other than by a signal.
 #[derive(Debug)]
@@ -72,12 +76,12 @@ impl std::error::Error for Error {}
 /// Threads that read the queue for delivery. More would wait for the same disk.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-/// Runs the daemon until a signal ends it.
+/// Runs the daemon until a signal ends it. `load` reads the configuration anew when SIGHUP asks for it.
 ///
 /// # Errors
 /// It did not start, or a part of it died.
-pub fn run(config: Config) -> Result<(), Error> {
-    logging::start(config.log);
+pub fn run(config: Config, load: Load) -> Result<(), Error> {
+    let level = logging::start(config.log);
     // Whatever is created is the owner's alone, sled's files included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     raise_open_files_limit();
@@ -87,14 +91,19 @@ pub fn run(config: Config) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::System)?;
-    let result = runtime.block_on(live(config, signals));
+    let result = runtime.block_on(live(config, load, level, signals));
     if let Err(error) = &result {
         error!(%error, "ended");
     }
     result
 }
 
-async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
+async fn live(
+    mut config: Config,
+    load: Load,
+    level: Level,
+    mut signals: Signals,
+) -> Result<(), Error> {
     let server = Server::bind(&config.ingest, &config.admin, &config.data_dir)
         .await
         .map_err(Error::Bind)?;
@@ -107,7 +116,15 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
         Arc::clone(&stats),
     )
     .map_err(Error::Setup)?;
-    let ingest = Ingest::new(config.ingest.rules(), queue.clone(), Arc::clone(&stats));
+    let rules = config.ingest.rules();
+    let ingest = Arc::new(Ingest::new(rules, queue.clone(), Arc::clone(&stats)));
+    let reload = Reload {
+        load,
+        level,
+        retune: deliver.retune(),
+        ingest: Arc::clone(&ingest),
+        doorkeeper: server.doorkeeper(),
+    };
 
     let ingest_addresses: Vec<_> = server
         .ingest_addresses()
@@ -130,14 +147,22 @@ async fn live(config: Config, mut signals: Signals) -> Result<(), Error> {
     let mut delivering = tokio::spawn(deliver.run());
     notify::ready();
 
-    let ended = tokio::select! {
-        signal = signals.next() => {
-            info!(signal, "stopping");
-            Ok(())
-        }
-        () = queue.ended() => Err(Error::Died("the queue")),
-        _ = &mut delivering => Err(Error::Died("delivery")),
-        part = serving.ended() => Err(Error::Died(part)),
+    let ended = loop {
+        break tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Reload => {
+                    reload.run(&mut config);
+                    continue;
+                }
+                Signal::Stop(signal) => {
+                    info!(signal, "stopping");
+                    Ok(())
+                }
+            },
+            () = queue.ended() => Err(Error::Died("the queue")),
+            _ = &mut delivering => Err(Error::Died("delivery")),
+            part = serving.ended() => Err(Error::Died(part)),
+        };
     };
     notify::stopping();
     phase.send_replace(Phase::Draining);

@@ -8,6 +8,14 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The configuration is being read anew; [`ready`] says when it has been.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => warn!(%error, "failed to notify systemd"),
+    }
+}
+
 /// The process is on its way out.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);

@@ -1,14 +1,23 @@
-//! Signals: SIGTERM and SIGINT ask for a stop; a second one ends the process at once.
+//! Signals: SIGTERM and SIGINT ask for a stop; a second one ends the process at once. SIGHUP asks to read the configuration anew.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator;
 use tokio::sync::mpsc;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// To end, by the name of the signal.
+    Stop(&'static str),
+    /// To read the configuration anew.
+    Reload,
+}
 
 /// Signals as they come.
 #[derive(Debug)]
@@ -26,7 +35,7 @@ impl Signals {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))?;
             flag::register(signal, Arc::clone(&stopping))?;
         }
-        let mut incoming = iterator::Signals::new([SIGTERM, SIGINT])?;
+        let mut incoming = iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let (send, received) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("segspool-signals".into())
@@ -40,11 +49,12 @@ impl Signals {
         Ok(Signals(received))
     }
 
-    /// The next signal's name.
-    pub(super) async fn next(&mut self) -> &'static str {
+    /// What the next signal asks for.
+    pub(super) async fn next(&mut self) -> Signal {
         match self.0.recv().await {
-            Some(SIGINT) => "SIGINT",
-            _ => "SIGTERM",
+            Some(SIGHUP) => Signal::Reload,
+            Some(SIGINT) => Signal::Stop("SIGINT"),
+            _ => Signal::Stop("SIGTERM"),
         }
     }
 }

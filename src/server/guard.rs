@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderValue, ORIGIN, REFERER};
 
+use super::IngestConfig;
+
 /// The rules of one listener.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Guard {
@@ -28,6 +30,22 @@ pub(super) enum Foreign {
 }
 
 impl Guard {
+    /// Those of the ingest listener.
+    pub(super) fn new(config: &IngestConfig) -> Guard {
+        Guard {
+            hosts: config.allowed_hosts.clone(),
+            origins: config.cors_origins.clone(),
+        }
+    }
+
+    /// Those of the admin listener, whose pages browsers show to its own origin alone.
+    pub(super) fn without_origins(&self) -> Guard {
+        Guard {
+            origins: Vec::new(),
+            hosts: self.hosts.clone(),
+        }
+    }
+
     /// Lets a request in, and says which origin its reply may be shown to.
     pub(super) fn admit<'a>(
         &self,

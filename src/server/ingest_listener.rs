@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::body::{self, Bodies, BodyError};
@@ -24,13 +25,14 @@ pub(super) struct IngestListener {
     pub(super) ingest: Arc<Ingest>,
     pub(super) bodies: Bodies,
     pub(super) stats: Arc<Stats>,
-    pub(super) guard: Guard,
+    pub(super) guard: watch::Receiver<Guard>,
 }
 
 impl Service for IngestListener {
     async fn serve(&self, peer: Peer, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
-        let origin = match self.guard.admit(&head.headers) {
+        let admitted = self.guard.borrow().admit(&head.headers);
+        let origin = match admitted {
             Ok(origin) => origin,
             Err(foreign) => {
                 return self

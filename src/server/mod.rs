@@ -198,8 +198,19 @@ pub struct Server {
     tls: Option<Listener>,
     admin: Listener,
     max_body: usize,
-    guard: Guard,
+    guard: watch::Sender<Guard>,
     token: Option<AdminToken>,
+}
+
+/// Tells the listeners whom to let in from now on.
+#[derive(Debug)]
+pub struct Doorkeeper(watch::Sender<Guard>);
+
+impl Doorkeeper {
+    /// Goes by the hosts and origins of `config`.
+    pub fn go_by(&self, config: &IngestConfig) {
+        self.0.send_replace(Guard::new(config));
+    }
 }
 
 impl Server {
@@ -228,10 +239,7 @@ impl Server {
             ingest: listeners,
             tls,
             admin: Listener::tcp(admin.listen).await?,
-            guard: Guard {
-                hosts: ingest.allowed_hosts.clone(),
-                origins: ingest.cors_origins.clone(),
-            },
+            guard: watch::Sender::new(Guard::new(ingest)),
             token: admin.token.clone(),
             max_body: usize::try_from(ingest.max_body.as_u64()).unwrap_or(usize::MAX),
         })
@@ -258,22 +266,27 @@ impl Server {
         self.admin.address()
     }
 
+    /// A handle that outlives [`Server::serve`].
+    #[must_use]
+    pub fn doorkeeper(&self) -> Doorkeeper {
+        Doorkeeper(self.guard.clone())
+    }
+
     /// Serves, in tasks of its own, until the phase is [`Phase::Stopped`]. From [`Phase::Draining`] on nothing is accepted: the
     /// ingest listeners are closed, and requests under way are finished.
     #[must_use]
     pub fn serve(
         self,
-        ingest: Ingest,
+        ingest: Arc<Ingest>,
         queue: Queue,
         stats: Arc<Stats>,
         phase: watch::Receiver<Phase>,
     ) -> Serving {
-        let ingest = Arc::new(ingest);
         let ingest_listener = Arc::new(IngestListener {
             ingest: Arc::clone(&ingest),
             bodies: Bodies::new(self.max_body),
             stats: Arc::clone(&stats),
-            guard: self.guard.clone(),
+            guard: self.guard.subscribe(),
         });
         let admin_listener = Arc::new(AdminListener {
             queue,
@@ -282,11 +295,7 @@ impl Server {
             spade: Arc::default(),
             stats,
             phase: phase.clone(),
-            // Browsers show the admin listener's pages to its own origin alone.
-            guard: Guard {
-                origins: Vec::new(),
-                ..self.guard
-            },
+            guard: self.guard.subscribe(),
         });
         let admin = self.admin.serve(
             past(phase.clone(), Phase::Draining),

@@ -46,7 +46,7 @@ impl Accepting {
         let phase = watch::Sender::new(Phase::Running);
         let url = format!("http://{}", server.ingest_addresses()[0]);
         let ingest = Ingest::new(Rules::default(), queue.clone(), Arc::clone(&stats));
-        let _serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
+        let _serving = server.serve(Arc::new(ingest), queue.clone(), stats, phase.subscribe());
         Accepting {
             url,
             queue,

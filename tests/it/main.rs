@@ -18,5 +18,6 @@ mod life;
 mod listeners;
 mod outages;
 mod pixel;
+mod reload;
 mod trace;
 mod verdicts;
