@@ -54,6 +54,39 @@ async fn a_paused_lane_sends_nothing_and_a_resumed_one_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pause_outlives_a_restart_whether_something_waits_or_not() {
+    let (dir, segment) = (spool(), segment().await);
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.track("KEY-FULL", &ids("first", 0..1)).await;
+    relay.track("KEY-IDLE", &ids("second", 0..1)).await;
+    let stats = relay.until(|stats| stats.delivery.events == 2).await;
+    for lane in &stats.lanes {
+        assert_eq!(
+            hand(&relay, &format!("/lanes/{}/pause", lane.id)).await.0,
+            200
+        );
+    }
+    relay.track("KEY-FULL", &ids("waiting", 0..1)).await;
+    assert!(relay.stop().await.success());
+
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.track("KEY-IDLE", &ids("late", 0..1)).await;
+    // Another lane's event has come through: these have had their chance.
+    relay.track("KEY-THREE", &ids("third", 0..1)).await;
+    within(segment.until(|tally| tally.distinct_events == 3)).await;
+    let stats = relay.stats().await;
+    assert_eq!(stats.queue.events, 2);
+    for lane in stats.lanes.iter().filter(|lane| lane.events > 0) {
+        assert_eq!(lane.state, LaneState::Paused);
+        assert_eq!(
+            hand(&relay, &format!("/lanes/{}/resume", lane.id)).await.0,
+            200
+        );
+    }
+    within(segment.until(|tally| tally.distinct_events == 5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_held_lane_that_is_resumed_is_probed_at_once() {
     let (dir, segment) = (spool(), segment().await);
     segment.set_rules(vec![Rule::always(Answer::status(401)).times(1)]);
