@@ -445,7 +445,7 @@ async fn ten_thousand_connections_without_a_request_cost_little_memory() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
-        ..limit.clone()
+        ..limit
     };
     setrlimit(Resource::Nofile, raised).expect("a limit may be raised to its maximum");
     // A machine that grants fewer files proves it with fewer connections.
