@@ -14,6 +14,7 @@ mod ingest;
 mod invariants;
 mod life;
 mod listeners;
+mod network;
 mod oauth;
 mod outages;
 mod pixel;
