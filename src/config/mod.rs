@@ -543,7 +543,7 @@ mod tests {
             (
                 "[ingest]\nlisten = [\n\"unix:ingest.sock\"]\n",
                 None,
-                "config.toml:3: `unix:ingest.sock` must name a socket by its absolute path",
+                "config.toml:2: `unix:ingest.sock` must name a socket by its absolute path",
             ),
             (
                 "[ingest]\nlisten = []\n",
