@@ -186,11 +186,6 @@ async fn a_body_that_is_no_batch_is_refused_whole_and_its_connection_goes_on() {
             "batch_not_defined",
         ),
         ("50,001 events", too_many.into(), "too_many_events"),
-        (
-            "a write key that is a number",
-            format!(r#"{{"batch":[{bad}],"writeKey":5}}"#).into(),
-            "write_key_not_valid",
-        ),
         ("no good event", wide("[1,null]"), "not_an_object"),
     ];
     let mut wire = Wire::connect(&scene.relay);
