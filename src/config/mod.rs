@@ -239,7 +239,8 @@ impl Config {
         let (segment, retry) = (&self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
         let tls = ingest.tls.as_ref();
-        let rules: [(bool, &'static str, String); 13] = [
+        let oauth = segment.oauth.as_ref();
+        let rules: [(bool, &'static str, String); 16] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -303,6 +304,21 @@ impl Config {
                 !segment.timeout.is_zero(),
                 "segment.timeout",
                 "must not be 0".into(),
+            ),
+            (
+                oauth.is_none_or(|oauth| !oauth.client_id.is_empty()),
+                "segment.oauth.client_id",
+                "must not be empty where segment.oauth is given".into(),
+            ),
+            (
+                oauth.is_none_or(|oauth| !oauth.key_id.is_empty()),
+                "segment.oauth.key_id",
+                "must not be empty where segment.oauth is given".into(),
+            ),
+            (
+                oauth.is_none_or(|oauth| !oauth.private_key_file.as_os_str().is_empty()),
+                "segment.oauth.private_key_file",
+                "must not be empty where segment.oauth is given".into(),
             ),
             (
                 !retry.base.is_zero() && retry.base <= retry.max && !retry.hold_probe.is_zero(),
@@ -571,6 +587,26 @@ mod tests {
                 "[segment]\nconcurrency = 0\n",
                 None,
                 "segment.concurrency must be between 1 and 32",
+            ),
+            (
+                "[segment.oauth]\n",
+                None,
+                "segment.oauth.client_id must not be empty where segment.oauth is given",
+            ),
+            (
+                "[segment.oauth]\nclient_id = \"a\"\nkey_id = \"b\"\n",
+                None,
+                "segment.oauth.private_key_file must not be empty",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_SEGMENT__OAUTH__CLIENT_ID", "a")),
+                "segment.oauth.key_id must not be empty",
+            ),
+            (
+                "[segment.oauth]\nkey = 1\n",
+                None,
+                "config.toml:2: unknown field `key`",
             ),
             (
                 "[queue]\nvolume_bytes = 1\n",

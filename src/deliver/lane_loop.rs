@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -122,7 +121,7 @@ impl LaneLoop {
                 }
                 slot = self.slot_for_batch(), if may_call => {
                     if let Some((portion, batch)) = self.next_batch().await {
-                        calls.push(self.call(portion, &batch, slot));
+                        calls.push(self.call(portion, batch, slot));
                     }
                 }
             }
@@ -310,7 +309,7 @@ impl LaneLoop {
     }
 
     /// One call, from the body to the answer.
-    fn call(&mut self, portion: Portion, batch: &Batch, slot: OwnedSemaphorePermit) -> Call {
+    fn call(&mut self, portion: Portion, batch: Batch, slot: OwnedSemaphorePermit) -> Call {
         let (events, now) = (batch.len(), Timestamp::now());
         if portion.attempts > 0 {
             self.stats.retries.add(1);
@@ -330,13 +329,22 @@ impl LaneLoop {
         }
         let settings = Arc::clone(&self.settings);
         let name = self.reader.lane().name().clone();
-        // At every attempt anew: Segment takes the time between sentAt and its own receipt for the sender's clock error.
-        let body: Bytes = self.envelope.body(batch, now);
+        let envelope = self.envelope.clone();
         Box::pin(async move {
             let _slot = slot;
-            let body_bytes = body.len();
+            let body_bytes = envelope.body_bytes(&batch);
             let sender = &settings.sender;
-            let answer = sender.send(name.expose_key(), body, portion.attempts).await;
+            let answer = match sender.pass().await {
+                Ok(pass) => {
+                    // At every attempt anew, and at its last moment: Segment takes the time between sentAt and its own receipt
+                    // for the sender's clock error.
+                    let body = envelope.body(&batch, Timestamp::now());
+                    drop(batch);
+                    let key = name.expose_key();
+                    sender.send(&pass, key, body, portion.attempts).await
+                }
+                Err(unsent) => unsent,
+            };
             Called {
                 portion,
                 events,
@@ -355,14 +363,20 @@ impl LaneLoop {
             body_bytes,
             answer,
         } = called;
-        portion.attempts += 1;
         let (status, error) = match &answer {
             Answer::Answered { status, .. } => (Some(*status), format!("answered {status}")),
-            Answer::Unanswered { error } => (None, error.clone()),
+            Answer::TokenRefused { status } => {
+                (Some(*status), format!("answered {status} to a token"))
+            }
+            Answer::Unanswered { error } => {
+                let now = Timestamp::now().as_millisecond();
+                portion.unanswered_ms.get_or_insert(now);
+                (None, error.clone())
+            }
+            Answer::Unsent { error, .. } => (None, error.clone()),
         };
-        if status.is_none() {
-            let now = Timestamp::now().as_millisecond();
-            portion.unanswered_ms.get_or_insert(now);
+        if !matches!(answer, Answer::Unsent { .. }) {
+            portion.attempts += 1;
         }
         let verdict = verdict(&answer);
         if verdict != Verdict::Delivered {
@@ -379,6 +393,10 @@ impl LaneLoop {
                     Some(pause) => self.pause(LaneState::RateLimited, &error, pause),
                     None => self.back_off(LaneState::BackingOff, &error),
                 }
+            }
+            Verdict::Again => {
+                debug!(%lane, events, error, "a token was refused; the events are sent again with another");
+                self.again.insert(portion);
             }
             Verdict::Hold => {
                 self.again.insert(portion);
@@ -433,7 +451,9 @@ impl LaneLoop {
     async fn bury_refused(&mut self, event: Portion, answer: Answer) {
         let (status, body) = match answer {
             Answer::Answered { status, body, .. } => (Some(status), body),
-            Answer::Unanswered { .. } => (None, String::new()),
+            Answer::TokenRefused { .. } | Answer::Unanswered { .. } | Answer::Unsent { .. } => {
+                (None, String::new())
+            }
         };
         let letter = DeadLetter {
             code: "refused".into(),
@@ -538,7 +558,7 @@ impl LaneLoop {
         let attempt = self.backoff.failures();
         if !self.suspect || self.stats.state() != state {
             if state == LaneState::Held {
-                error!(%lane, reason, "a lane is held; its key or endpoint needs attention");
+                error!(%lane, reason, "a lane is held; its key, OAuth credentials or endpoint need attention");
             } else {
                 warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }

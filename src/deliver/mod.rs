@@ -11,6 +11,7 @@ mod portion;
 mod request;
 mod verdict;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct SegmentConfig {
     pub gzip: bool,
     /// How many events of a lane may be sent in a second; 0 for any number.
     pub max_events_per_second: u32,
+    /// Calls are let in by tokens in place of their write keys.
+    pub oauth: Option<OauthConfig>,
 }
 
 impl Default for SegmentConfig {
@@ -76,6 +79,35 @@ impl Default for SegmentConfig {
             timeout: Duration::from_secs(10),
             gzip: false,
             max_events_per_second: 0,
+            oauth: None,
+        }
+    }
+}
+
+/// `[segment.oauth]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OauthConfig {
+    /// Who asks for tokens.
+    pub client_id: String,
+    /// Which of the client's keys signs.
+    pub key_id: String,
+    /// That key, RSA in PEM.
+    pub private_key_file: PathBuf,
+    /// Where tokens are fetched.
+    pub token_endpoint: String,
+    /// What they are for.
+    pub scope: String,
+}
+
+impl Default for OauthConfig {
+    fn default() -> OauthConfig {
+        OauthConfig {
+            client_id: String::new(),
+            key_id: String::new(),
+            private_key_file: PathBuf::new(),
+            token_endpoint: "https://oauth2.segment.io/token".into(),
+            scope: "tracking_api:write".into(),
         }
     }
 }
@@ -192,7 +224,7 @@ impl Deliver {
     /// Sets delivery up.
     ///
     /// # Errors
-    /// The endpoint is no URL, or the system has no usable TLS roots.
+    /// An endpoint is no URL, the key file of OAuth holds no key, or the system has no usable TLS roots.
     pub fn new(
         config: &Config,
         queue: Queue,

@@ -13,6 +13,8 @@ pub(super) enum Verdict {
     Delivered,
     /// It may take them later; `after` is how long it asked for.
     Retry { after: Option<Duration> },
+    /// It may take them at once, with another token.
+    Again,
     /// It does not let this lane in. The events are fine; somebody has to act.
     Hold,
     /// It will never take this batch: halve it, down to the event at fault.
@@ -21,13 +23,20 @@ pub(super) enum Verdict {
 
 /// The verdict table (segment-api.md, sections 2.3 and 4, rules 20 and 21).
 pub(super) fn verdict(answer: &Answer) -> Verdict {
-    let Answer::Answered {
-        status,
-        retry_after,
-        ..
-    } = answer
-    else {
-        return Verdict::Retry { after: None };
+    let (status, retry_after) = match answer {
+        Answer::Answered {
+            status,
+            retry_after,
+            ..
+        } => (status, retry_after),
+        Answer::TokenRefused { .. } => return Verdict::Again,
+        Answer::Unanswered { .. } => return Verdict::Retry { after: None },
+        Answer::Unsent { refused: true, .. } => return Verdict::Hold,
+        Answer::Unsent { retry_after, .. } => {
+            return Verdict::Retry {
+                after: *retry_after,
+            };
+        }
     };
     match status {
         200..=299 => Verdict::Delivered,
@@ -98,6 +107,23 @@ mod tests {
             }),
             retry
         );
+    }
+
+    #[test]
+    fn without_a_token_a_lane_is_held_where_somebody_has_to_act_and_retries_elsewhere() {
+        let unsent = |refused, retry_after| {
+            verdict(&Answer::Unsent {
+                error: "no token".into(),
+                refused,
+                retry_after,
+            })
+        };
+        let pause = Some(Duration::from_secs(7));
+        assert_eq!(unsent(true, None), Verdict::Hold);
+        assert_eq!(unsent(false, None), Verdict::Retry { after: None });
+        assert_eq!(unsent(false, pause), Verdict::Retry { after: pause });
+        let refused = Answer::TokenRefused { status: 400 };
+        assert_eq!(verdict(&refused), Verdict::Again);
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod invariants;
 mod lanes;
 mod life;
 mod listeners;
+mod network;
+mod oauth;
 mod outages;
 mod pixel;
 mod reload;

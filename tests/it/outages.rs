@@ -104,11 +104,8 @@ async fn a_thousand_write_keys_get_all_their_events_through_a_flaky_segment() {
 
 /// How long the lane of `key` takes to deliver `ids`, each call of which takes a fixed time at Segment.
 async fn drain_time(relay: &Relay, segment: &StandIn, key: &str, ids: &[String]) -> Duration {
-    let before = segment
-        .tally()
-        .write_keys
-        .get(key)
-        .map_or(0, |key| key.events);
+    let tally = segment.tally();
+    let before = tally.write_keys.get(key).map_or(0, |key| key.events);
     let last = before + ids.len() as u64;
     let started = Instant::now();
     for chunk in ids.chunks(500) {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod server;
 pub(crate) mod wire;
 
 use std::io::{BufRead, BufReader, Write};
@@ -70,6 +71,7 @@ impl Relay {
 
     /// Starts a daemon by a command of one's own, which must log JSON.
     pub(crate) async fn spawn(mut command: Command) -> Relay {
+        without_proxy(&mut command);
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -248,6 +250,21 @@ impl Drop for Relay {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Keeps the machine's proxies from a process, other than those that it is given by name.
+fn without_proxy(command: &mut Command) {
+    let given: Vec<_> = command
+        .get_envs()
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        for name in [name.to_owned(), name.to_lowercase()] {
+            if !given.iter().any(|given| *given == *name) {
+                command.env_remove(name);
+            }
+        }
     }
 }
 

@@ -1,13 +1,21 @@
-//! One call to a destination, and its answer. The only file here that names reqwest.
+//! One call to a destination, and its answer. This folder alone, of delivery, names reqwest.
+//!
+//! `connections` are kept and opened anew; `oauth` fetches the tokens that may stand in for a write key.
+
+mod connections;
+mod oauth;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response, Url};
+use reqwest::{Response, Url};
 
 use super::Config;
+
+use connections::Connections;
+use oauth::{Token, Tokens};
 
 /// What became of a call.
 #[derive(Clone, Debug)]
@@ -21,22 +29,43 @@ pub(super) enum Answer {
         /// The start of the body, as text.
         body: String,
     },
+    /// It refused the call, and may have refused no more than its token, which the next call has no longer.
+    TokenRefused {
+        /// The HTTP status.
+        status: u16,
+    },
     /// No answer came, or none in time: the destination may have taken the events or not.
     Unanswered {
         /// What went wrong, without URL or key.
         error: String,
     },
+    /// The call was not made: there is no token for it.
+    Unsent {
+        /// Why not.
+        error: String,
+        /// Whether the credentials were refused, so that somebody has to act.
+        refused: bool,
+        /// How long the token endpoint asked to be left alone.
+        retry_after: Option<Duration>,
+    },
 }
+
+/// What lets a call in: a token, or else the lane's own write key.
+#[derive(Debug)]
+pub(super) struct Pass(Option<Token>);
 
 /// Of an answer's body no more than this is read: it is shown to an operator.
 const ANSWER_BYTES_MAX: usize = 1024;
-/// A connection at rest is closed before load balancers commonly close theirs at 60 s, so that a call seldom meets a dead one.
-const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(45);
+/// A reset at a number of seconds above this is a date in seconds since 1970,
+const RESET_DATE: u64 = 1_000_000_000;
+/// and above this one in milliseconds.
+const RESET_DATE_MS: u64 = 100_000_000_000;
 
-/// Makes calls to Segment's Batch endpoint. Cheap to clone: the connections are shared.
-#[derive(Clone, Debug)]
+/// Makes calls to Segment's Batch endpoint.
+#[derive(Debug)]
 pub(super) struct Sender {
-    client: Client,
+    connections: Connections,
+    tokens: Option<Tokens>,
     url: Url,
     gzip: bool,
     retry_after_max: Duration,
@@ -58,44 +87,56 @@ impl Sender {
     /// A sender for the destination of `config`.
     ///
     /// # Errors
-    /// The endpoint is no URL, or the system has no usable TLS roots.
+    /// An endpoint is no URL, the key file of OAuth holds no key, or the system has no usable TLS roots.
     pub(super) fn new(config: &Config) -> Result<Sender, SetupError> {
-        let endpoint = config.segment.endpoint.trim_end_matches('/');
-        let wrong = |why: &dyn std::fmt::Display| SetupError(format!("segment.endpoint {why}"));
-        let url = Url::parse(&format!("{endpoint}/v1/batch")).map_err(|e| wrong(&e))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(wrong(&"must begin with https:// or http://"));
-        }
-        // An error says that another part of the process has chosen one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(concat!("segspool/", env!("CARGO_PKG_VERSION")))
-            .timeout(config.segment.timeout)
-            .pool_idle_timeout(IDLE_CONNECTION_MAX)
-            // A redirected POST would arrive as a GET; and a key is not to follow a stranger's word.
-            .redirect(reqwest::redirect::Policy::none());
-        // Plain HTTP needs no roots, which a bare container may not have.
-        let client = if url.scheme() == "http" {
-            client.tls_certs_only([])
-        } else {
-            client
-        };
-        let client = client.build().map_err(|e| SetupError(describe(e)))?;
+        let (segment, retry_after_max) = (&config.segment, config.retry.max_retry_after);
+        let endpoint = segment.endpoint.trim_end_matches('/');
+        let url = http_url("segment.endpoint", &format!("{endpoint}/v1/batch"))?;
+        let tokens = segment
+            .oauth
+            .as_ref()
+            .map(|oauth| Tokens::new(oauth, segment.timeout, retry_after_max));
         Ok(Sender {
-            client,
+            connections: Connections::new(&url, segment.timeout)?,
+            tokens: tokens.transpose()?,
             url,
-            gzip: config.segment.gzip,
-            retry_after_max: config.retry.max_retry_after,
+            gzip: segment.gzip,
+            retry_after_max,
         })
     }
 
-    /// Posts a body with a write key. `attempts` says how often its events were sent before.
-    pub(super) async fn send(&self, write_key: &str, body: Bytes, attempts: u32) -> Answer {
-        let mut request = self
-            .client
-            .post(self.url.clone())
-            .basic_auth(write_key, Some(""))
-            .header(CONTENT_TYPE, "application/json");
+    /// What lets the next call in. May take as long as a call, where a token has to be fetched.
+    ///
+    /// # Errors
+    /// There is no token: what that means for the call.
+    pub(super) async fn pass(&self) -> Result<Pass, Answer> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(Pass(None));
+        };
+        let unsent = |failure: oauth::Failure| Answer::Unsent {
+            error: failure.reason,
+            refused: failure.refused,
+            retry_after: failure.after,
+        };
+        let token = tokens.token().await.map_err(unsent)?;
+        Ok(Pass(Some(token)))
+    }
+
+    /// Posts a body of the lane with this write key. `attempts` says how often its events were sent before.
+    pub(super) async fn send(
+        &self,
+        pass: &Pass,
+        write_key: &str,
+        body: Bytes,
+        attempts: u32,
+    ) -> Answer {
+        let lease = self.connections.lease();
+        let request = lease.client.post(self.url.clone());
+        let mut request = match &pass.0 {
+            None => request.basic_auth(write_key, Some("")),
+            Some(token) => request.bearer_auth(token.expose()),
+        }
+        .header(CONTENT_TYPE, "application/json");
         if attempts > 0 {
             request = request.header("X-Retry-Count", attempts);
         }
@@ -104,11 +145,27 @@ impl Sender {
         } else {
             request.body(body)
         };
-        match request.send().await {
+        let answer = match request.send().await {
             Ok(response) => self.read(response).await,
             Err(error) => Answer::Unanswered {
                 error: describe(error),
             },
+        };
+        if speaks_of_a_broken_server(&answer) {
+            self.connections.failed(&lease);
+        }
+        self.blame_token(pass, answer)
+    }
+
+    /// Drops a token that may be why a call was refused.
+    fn blame_token(&self, pass: &Pass, answer: Answer) -> Answer {
+        match (&self.tokens, &pass.0, &answer) {
+            (Some(tokens), Some(token), &Answer::Answered { status, .. })
+                if matches!(status, 400 | 401 | 403 | 511) && tokens.refuse(token) =>
+            {
+                Answer::TokenRefused { status }
+            }
+            _ => answer,
         }
     }
 
@@ -133,8 +190,28 @@ impl Sender {
     }
 }
 
-/// How long an answer asks to be left alone: `Retry-After` in seconds or as a date, else `X-RateLimit-Reset` in seconds. What
-/// cannot be read, lies in the past or is 0 asks for nothing.
+/// Whether another connection might lead to a better server.
+fn speaks_of_a_broken_server(answer: &Answer) -> bool {
+    match answer {
+        Answer::Answered { status, .. } => *status >= 500,
+        Answer::Unanswered { .. } => true,
+        Answer::TokenRefused { .. } | Answer::Unsent { .. } => false,
+    }
+}
+
+/// The URL that the setting `key` gives.
+fn http_url(key: &str, text: &str) -> Result<Url, SetupError> {
+    let wrong = |why: &dyn std::fmt::Display| SetupError(format!("{key} {why}"));
+    let url = Url::parse(text).map_err(|e| wrong(&e))?;
+    if matches!(url.scheme(), "http" | "https") {
+        Ok(url)
+    } else {
+        Err(wrong(&"must begin with https:// or http://"))
+    }
+}
+
+/// How long an answer asks to be left alone: `Retry-After` in seconds or as a date, else `X-RateLimit-Reset` in seconds or, as the
+/// token endpoint has it, as the time in milliseconds since 1970. What cannot be read, lies in the past or is 0 asks for nothing.
 fn pause(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| {
         headers
@@ -147,9 +224,18 @@ fn pause(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
         Duration::try_from(at.duration_since(now)).ok()
     };
+    let reset = |text: &str| {
+        let number = text.parse::<u64>().ok()?;
+        let now_ms = u64::try_from(now.as_millisecond()).unwrap_or_default();
+        Some(match number {
+            RESET_DATE_MS.. => Duration::from_millis(number.saturating_sub(now_ms)),
+            RESET_DATE.. => Duration::from_millis((number * 1_000).saturating_sub(now_ms)),
+            _ => Duration::from_secs(number),
+        })
+    };
     text(RETRY_AFTER.as_str())
         .and_then(|text| seconds(text).or_else(|| date(text)))
-        .or_else(|| text("X-RateLimit-Reset").and_then(seconds))
+        .or_else(|| text("X-RateLimit-Reset").and_then(reset))
         .filter(|pause| !pause.is_zero())
 }
 
@@ -200,6 +286,10 @@ mod tests {
             (&[("Retry-After", "99999999999999999999999")], None),
             (&[("Retry-After", "18446744073709551615")], Some(u64::MAX)),
             (&[(reset, "9")], Some(9)),
+            (&[(reset, "-9")], None),
+            (&[(reset, "1795442460")], Some(60)),
+            (&[(reset, "1795442460000")], Some(60)),
+            (&[(reset, "1795442340000")], None),
             (&[("Retry-After", "soon"), (reset, "9")], Some(9)),
             (&[("Retry-After", "3"), (reset, "9")], Some(3)),
             (&[], None),
