@@ -45,7 +45,8 @@ pub fn check_fields(fields: &[u8]) {
 
 fn holds_the_message(fields: &[u8]) -> bool {
     let data = form_urlencoded::parse(fields).filter(|(name, _)| name == "data");
-    fields.trim_ascii_start().starts_with(b"{") || data.last().is_some_and(|(_, data)| data != "")
+    fields.trim_ascii_start().starts_with(b"{")
+        || data.last().is_some_and(|(_, data)| !data.is_empty())
 }
 
 /// A later field ends all that it contradicts.
