@@ -8,8 +8,11 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::RangeInclusive;
 use std::sync::LazyLock;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -28,6 +31,13 @@ const ADDED_BYTES_MAX: usize = 200;
 const SHOWN_BYTES: usize = 16;
 /// Above this, debug output is taken on trust: it costs more than all else.
 const DEBUGGED_BYTES_MAX: usize = 128;
+
+/// When all is received, and what the time is by a clock that is right.
+const NOW: &str = "2026-11-23T12:00:00Z";
+/// How far a sender's clock may be off where clocks are corrected.
+const SKEW_OVER: Duration = Duration::from_secs(600);
+/// Digits of a second's fraction in a corrected time.
+const FRACTION_DIGITS: RangeInclusive<u32> = 3..=9;
 
 /// The members that are read; `sentAt` is read and left out.
 const KNOWN: [&str; 17] = [
@@ -50,12 +60,21 @@ const KNOWN: [&str; 17] = [
     "writeKey",
 ];
 /// Those of [`KNOWN`] that a stamp may write.
-const WRITTEN: [&str; 5] = ["type", "messageId", "timestamp", "context", "integrations"];
+const WRITTEN: [&str; 6] = [
+    "type",
+    "messageId",
+    "timestamp",
+    "originalTimestamp",
+    "context",
+    "integrations",
+];
 
-static STAMP: LazyLock<Stamp> =
-    LazyLock::new(|| stamp_of("2026-11-23T12:00:00Z", || Uuid::from_u128(1)));
-static LATER: LazyLock<Stamp> =
-    LazyLock::new(|| stamp_of("2027-01-01T00:00:00Z", || Uuid::from_u128(2)));
+static TRUSTING: LazyLock<Stamp> = LazyLock::new(|| stamp_of(NOW, || Uuid::from_u128(1)));
+static CORRECTING: LazyLock<Stamp> =
+    LazyLock::new(|| TRUSTING.clone().correcting_clocks(SKEW_OVER));
+static LATER: LazyLock<Stamp> = LazyLock::new(|| {
+    stamp_of("2027-01-01T00:00:00Z", || Uuid::from_u128(2)).correcting_clocks(Duration::ZERO)
+});
 
 /// Takes a body as a batch and as a single event of each kind through all steps, and panics on the first promise that is
 /// broken.
@@ -64,6 +83,11 @@ pub fn check_body(body: &[u8]) {
         Ok(envelope) => check_batch(body, &envelope),
         Err(rejection) => check_refusal(body, &rejection),
     }
+    check_single(body);
+}
+
+/// The same for a single event of each kind alone.
+pub(crate) fn check_single(body: &[u8]) {
     if let Err(rejection) = decode_single(Kind::Track, body) {
         assert_eq!(rejection.code(), Code::InvalidJson);
         return check_refusal(body, &rejection);
@@ -93,36 +117,35 @@ fn check_batch(body: &[u8], envelope: &Envelope<'_>) {
         "items differ"
     );
 
-    let key = last(&members, "writeKey").and_then(name);
-    let key = key.filter(|key| !key.is_empty());
-    assert_eq!(
-        envelope.write_key.as_ref().map(WriteKey::expose),
-        key.as_deref()
-    );
+    check_write_key(body, &members, envelope.write_key());
+    check_debug(body, envelope);
 
+    let sent_at = last(&members, "sentAt");
     let surroundings = Surroundings {
         context: last(&members, "context").filter(|value| is_object(value)),
         integrations: last(&members, "integrations").filter(|value| is_object(value)),
+        sent_at: sent_at.filter(|value| !["null", "\"\""].contains(value)),
     };
     for raw in &envelope.events {
         check_event(raw, envelope, &surroundings);
     }
-    // The end of a write key may be shown.
-    if envelope.write_key.is_none() {
-        check_debug(body, envelope);
-    }
 }
 
-/// The envelope's own members that are joined with each message's.
+/// The envelope's own members that count for each message.
 #[derive(Default)]
 struct Surroundings<'a> {
     context: Option<&'a str>,
     integrations: Option<&'a str>,
+    sent_at: Option<&'a str>,
 }
 
 impl Surroundings<'_> {
     fn bytes(&self) -> usize {
         self.context.map_or(0, str::len) + self.integrations.map_or(0, str::len)
+    }
+
+    fn are_none(&self) -> bool {
+        self.bytes() == 0 && self.sent_at.is_none()
     }
 }
 
@@ -142,45 +165,92 @@ fn check_event(raw: &RawEvent<'_>, envelope: &Envelope<'_>, surroundings: &Surro
     let kind = checked.kind();
     let own = members(sent).expect("a valid event is an object");
     check_debug(sent.as_bytes(), &checked);
-    let key = last(&own, "writeKey").filter(|key| *key != "null");
-    match checked.write_key() {
-        Ok(write_key) => assert_eq!(
-            write_key.as_ref().map(WriteKey::expose).unwrap_or_default(),
-            key.and_then(name).unwrap_or_default()
-        ),
-        Err(rejection) => {
-            assert!(key.is_some());
-            check_refusal(sent.as_bytes(), &rejection);
+    check_write_key(sent.as_bytes(), &own, checked.write_key());
+
+    for clocks in [Clocks::Trusted, Clocks::Corrected] {
+        let checked = validate(raw).expect("it was valid before");
+        let mut out = BEFORE.to_vec();
+        match stamp(checked, envelope, clocks.stamp(), &mut out) {
+            Ok(event) => {
+                assert_eq!(event.kind, kind);
+                assert_eq!(event.bytes, BEFORE.len()..out.len());
+                let stored = out.strip_prefix(BEFORE).expect("nothing before it changes");
+                let text = str::from_utf8(stored).expect("it is UTF-8");
+                check_stored(&own, text, kind, surroundings, clocks);
+                check_again(sent, stored, kind, surroundings, clocks);
+            }
+            Err(rejection) => {
+                assert_eq!(out, BEFORE, "a rejected event leaves the buffer as it was");
+                assert_eq!(rejection.code(), Code::EventTooLarge);
+                check_refusal(sent.as_bytes(), &rejection);
+                let times = ["timestamp", "originalTimestamp"];
+                let copied_time = times.map(|time| last(&own, time).map_or(0, str::len));
+                let copied = copied_time.into_iter().max().unwrap_or_default();
+                let most = sent.len() + copied + surroundings.bytes() + ADDED_BYTES_MAX;
+                assert!(most > EVENT_BYTES_MAX, "{most} bytes are not too large");
+            }
+        }
+    }
+}
+
+/// Whether a sender's clock is believed.
+#[derive(Clone, Copy)]
+enum Clocks {
+    Trusted,
+    Corrected,
+}
+
+impl Clocks {
+    fn stamp(self) -> &'static Stamp {
+        match self {
+            Clocks::Trusted => &TRUSTING,
+            Clocks::Corrected => &CORRECTING,
         }
     }
 
-    let mut out = BEFORE.to_vec();
-    match stamp(checked, envelope, &STAMP, &mut out) {
-        Ok(event) => {
-            assert_eq!(event.kind, kind);
-            assert_eq!(event.bytes, BEFORE.len()..out.len());
-            let stored = out.strip_prefix(BEFORE).expect("nothing before it changes");
-            check_stored(
-                &own,
-                str::from_utf8(stored).expect("it is UTF-8"),
-                kind,
-                surroundings,
-            );
-            check_again(sent, stored, kind, surroundings);
+    /// What `time` is by our clock, if theirs showed `sent_at` and is off.
+    fn corrected(self, sent_at: Option<&str>, time: &str) -> Option<Timestamp> {
+        match self {
+            Clocks::Trusted => None,
+            Clocks::Corrected => {
+                let now: Timestamp = NOW.parse().expect("it is a time");
+                let skew = now.as_nanosecond() - instant(sent_at?)?.as_nanosecond();
+                let moved = instant(time)?.as_nanosecond() + skew;
+                let is_off = skew.unsigned_abs() > SKEW_OVER.as_nanos();
+                is_off.then(|| Timestamp::from_nanosecond(moved).ok())?
+            }
         }
+    }
+}
+
+fn check_write_key(
+    payload: &[u8],
+    members: &[Member<'_>],
+    found: Result<Option<WriteKey>, Rejection>,
+) {
+    let key = last(members, "writeKey").filter(|key| *key != "null");
+    match found {
+        Ok(write_key) => assert_eq!(
+            write_key.as_ref().map(WriteKey::expose).unwrap_or_default(),
+            key.map_or(Cow::Borrowed(""), |key| name(key)
+                .expect("a key is a string"))
+        ),
         Err(rejection) => {
-            assert_eq!(out, BEFORE, "a rejected event leaves the buffer as it was");
-            assert_eq!(rejection.code(), Code::EventTooLarge);
-            check_refusal(sent.as_bytes(), &rejection);
-            let copied_time = last(&own, "originalTimestamp").map_or(0, str::len);
-            let most = sent.len() + copied_time + surroundings.bytes() + ADDED_BYTES_MAX;
-            assert!(most > EVENT_BYTES_MAX, "{most} bytes are not too large");
+            assert!(key.is_some());
+            assert_eq!(rejection.code(), Code::WriteKeyNotValid);
+            check_refusal(payload, &rejection);
         }
     }
 }
 
 /// Holds what is stored against what was sent, member by member.
-fn check_stored(own: &[Member<'_>], text: &str, kind: Kind, surroundings: &Surroundings<'_>) {
+fn check_stored(
+    own: &[Member<'_>],
+    text: &str,
+    kind: Kind,
+    surroundings: &Surroundings<'_>,
+    clocks: Clocks,
+) {
     assert!(text.len() <= EVENT_BYTES_MAX);
     let stored = members(text).expect("what is stored is a JSON object");
     assert!(stored.len() <= EVENT_MEMBERS_MAX);
@@ -218,10 +288,25 @@ fn check_stored(own: &[Member<'_>], text: &str, kind: Kind, surroundings: &Surro
             Some(format!("\"{}\"", Uuid::from_u128(1)).as_str())
         ),
     }
+    let original = present("originalTimestamp");
+    let usable = original.filter(|time| time.starts_with('"') && *time != "\"\"");
+    let sent = present("timestamp").or(usable);
+    let sent_at = surroundings.sent_at.or(present("sentAt"));
     let time = stored("timestamp").expect("every event has a time");
-    assert_ne!(time, "null");
-    if let Some(own) = present("timestamp") {
-        assert_eq!(time, own);
+    let kept = last(own, "originalTimestamp");
+    match sent.map(|sent| (sent, clocks.corrected(sent_at, sent))) {
+        Some((sent, Some(moved))) => {
+            check_moved(time, moved, sent);
+            assert_eq!(stored("originalTimestamp"), original.or(Some(sent)));
+        }
+        Some((sent, None)) => {
+            assert_eq!(time, sent);
+            assert_eq!(stored("originalTimestamp"), kept);
+        }
+        None => {
+            assert_eq!(instant(time), NOW.parse().ok());
+            assert_eq!(stored("originalTimestamp"), kept);
+        }
     }
     for (known, theirs) in [
         ("context", surroundings.context),
@@ -231,8 +316,28 @@ fn check_stored(own: &[Member<'_>], text: &str, kind: Kind, surroundings: &Surro
     }
 }
 
+/// A corrected time is the one that `sent` became, in UTC and as precise as `sent`.
+fn check_moved(time: &str, moved: Timestamp, sent: &str) {
+    let (_, fraction) = time.split_once('.').expect("it has a fraction");
+    let fraction = fraction.strip_suffix("Z\"").expect("it is in UTC");
+    let digits = u32::try_from(fraction.len()).expect("it is short");
+    assert!(FRACTION_DIGITS.contains(&digits), "{time}");
+    let step = 10_i128.pow(9 - digits);
+    let stored = instant(time).expect("it is a time").as_nanosecond();
+    let lost = moved.as_nanosecond() - stored;
+    assert!((0..step).contains(&lost), "{time} is {lost} ns off");
+    let came = instant(sent).expect("only a time is moved").as_nanosecond();
+    assert_eq!(came % step, 0, "{time} is less precise than {sent}");
+}
+
 /// What was stored is stored again as it is, by every way in and at any later time.
-fn check_again(sent: &str, stored: &[u8], kind: Kind, surroundings: &Surroundings<'_>) {
+fn check_again(
+    sent: &str,
+    stored: &[u8],
+    kind: Kind,
+    surroundings: &Surroundings<'_>,
+    clocks: Clocks,
+) {
     let single = |body: &[u8], stamper: &Stamp| {
         let envelope = decode_single(kind, body).expect("it is JSON");
         let checked = validate(&envelope.events[0]).expect("it is valid");
@@ -244,16 +349,16 @@ fn check_again(sent: &str, stored: &[u8], kind: Kind, surroundings: &Surrounding
         single(stored, &LATER) == stored,
         "stamping what was stamped changes nothing"
     );
-    if surroundings.bytes() == 0 {
+    if surroundings.are_none() {
         assert!(
-            single(sent.as_bytes(), &STAMP) == stored,
+            single(sent.as_bytes(), clocks.stamp()) == stored,
             "a batch and a single call agree"
         );
     }
 }
 
 /// Finds what a refusal shows of the payload. One that was told before of another payload shows nothing of this one.
-fn check_refusal(payload: &[u8], rejection: &Rejection) {
+pub(crate) fn check_refusal(payload: &[u8], rejection: &Rejection) {
     thread_local! {
         static TOLD: RefCell<HashSet<u64>> = RefCell::default();
     }
@@ -345,6 +450,10 @@ fn name(string: &str) -> Option<Cow<'_, str>> {
     } else {
         Some(Cow::Borrowed(inner))
     }
+}
+
+fn instant(string: &str) -> Option<Timestamp> {
+    name(string)?.parse().ok()
 }
 
 fn is_object(value: &str) -> bool {

@@ -11,7 +11,9 @@ pub mod event;
 mod record;
 
 mod body;
+mod fields;
 mod frame;
 
 pub use body::check_body;
+pub use fields::check_fields;
 pub use frame::check_frame;
