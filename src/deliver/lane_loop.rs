@@ -149,15 +149,16 @@ impl LaneLoop {
         self.hand = hand;
     }
 
-    /// Goes by other settings from now on. What held the lane may be mended with them.
+    /// Goes by other settings from now on. What the lane waits for may be mended with them.
     fn go_by(&mut self, settings: Arc<Settings>) {
         let retry = &settings.config.retry;
         if self.settings.config.retry != *retry {
             self.backoff = Backoff::new(retry.base, retry.max);
         }
         self.assembler.set_limits(settings.config.segment.limits());
+        let is_mended = self.settings.config.segment != settings.config.segment;
         self.settings = settings;
-        if self.stats.state() == LaneState::Held {
+        if is_mended || self.stats.state() == LaneState::Held {
             self.pause_until = None;
         }
     }
@@ -284,6 +285,10 @@ impl LaneLoop {
                 break;
             }
             self.take_in(records).await;
+            if self.assembler.is_empty() {
+                // All of it was too old. There may be much more of that: let the loop turn.
+                return Ok(None);
+            }
         }
         let batch = self.assembler.take();
         Ok(batch.map(|batch| (Portion::new(batch.ordinals()), batch)))
@@ -375,10 +380,12 @@ impl LaneLoop {
             }
             Answer::Unsent { error, .. } => (None, error.clone()),
         };
-        if !matches!(answer, Answer::Unsent { .. }) {
+        let verdict = verdict(&answer);
+        // Neither a call that was never made nor one that was put off counts.
+        let put_off = matches!(verdict, Verdict::Retry { after: Some(_) });
+        if !put_off && !matches!(answer, Answer::Unsent { .. }) {
             portion.attempts += 1;
         }
-        let verdict = verdict(&answer);
         if verdict != Verdict::Delivered {
             self.stats.failed(status, &error);
         }

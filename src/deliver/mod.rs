@@ -31,7 +31,7 @@ use request::Sender;
 /// Calls under way over all lanes. Each holds a body of up to 500 KB and the records it was made of.
 const CALLS_MAX: usize = 32;
 /// Calls under way of lanes whose last call failed.
-const SUSPECT_CALLS_MAX: usize = 8;
+const SUSPECT_CALLS_MAX: usize = 16;
 
 /// Delivery's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

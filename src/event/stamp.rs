@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,7 +26,7 @@ pub struct Stamp {
     /// The same as JSON text, quotes included.
     now: String,
     skew_over: Option<Duration>,
-    new_id: fn() -> Uuid,
+    ids: Ids,
 }
 
 impl Stamp {
@@ -34,7 +36,7 @@ impl Stamp {
             received: now,
             now: format!("\"{now:.3}\""),
             skew_over: None,
-            new_id: Uuid::new_v4,
+            ids: Ids::New(Uuid::new_v4),
         }
     }
 
@@ -51,7 +53,41 @@ impl Stamp {
     /// Takes new ids from elsewhere. They must never repeat: Segment drops an event whose id it has seen.
     #[must_use]
     pub fn with_new_id(self, new_id: fn() -> Uuid) -> Stamp {
-        Stamp { new_id, ..self }
+        Stamp {
+            ids: Ids::New(new_id),
+            ..self
+        }
+    }
+
+    /// Derives new ids from `seed`, one after another: who stamps the same events with it again gives them the same ids.
+    #[must_use]
+    pub fn with_ids_from(self, seed: Uuid) -> Stamp {
+        Stamp {
+            ids: Ids::Derived {
+                seed,
+                given: Arc::default(),
+            },
+            ..self
+        }
+    }
+}
+
+/// Where new ids come from.
+#[derive(Debug, Clone)]
+enum Ids {
+    New(fn() -> Uuid),
+    Derived { seed: Uuid, given: Arc<AtomicU64> },
+}
+
+impl Ids {
+    fn next(&self) -> Uuid {
+        match self {
+            Ids::New(new) => new(),
+            Ids::Derived { seed, given } => {
+                let number = given.fetch_add(1, Ordering::Relaxed);
+                Uuid::new_v5(seed, &number.to_be_bytes())
+            }
+        }
     }
 }
 
@@ -96,7 +132,7 @@ pub fn stamp(
     }
     let sent_id = message.get(Field::MessageId);
     if sent_id.is_none_or(Json::is_empty_string) {
-        new_id = format!("\"{}\"", (stamp.new_id)());
+        new_id = format!("\"{}\"", stamp.ids.next());
         message.set(Field::MessageId, Json::ours(&new_id));
     }
     let own = message.get(Field::Timestamp);

@@ -1,10 +1,11 @@
 //! Accepts dead letters again: back through validation, into their lanes, and only then out of the dead letters.
 //!
-//! An event keeps its messageId and the time it was first accepted at. One that is rejected again stays a dead letter, with its new
+//! An event keeps its messageId, and has its timestamp from the time it was first accepted at. One that is rejected again stays a dead letter, with its new
 //! reason. Replayed events count as accepted again. A crash on the way may leave an event both in its lane and a dead letter, never
 //! in neither.
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
 use crate::event::{
@@ -60,7 +61,7 @@ impl Ingest {
 
     async fn replay_all(&self, filter: &Filter, replayed: &mut Replayed) -> Result<(), Stopped> {
         let filter = Filter {
-            before: Some(self.queue.next_position()),
+            before: Some(self.queue.present()),
             ..filter.clone()
         };
         let mut after = None;
@@ -82,7 +83,7 @@ impl Ingest {
     ) -> Result<(), Stopped> {
         let (mut runs, mut accepted, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
         for (id, letter) in letters {
-            match self.prepare_again(&letter) {
+            match self.prepare_again(id, &letter) {
                 Ok(prepared) => {
                     runs.extend(prepared);
                     accepted.push(id);
@@ -117,7 +118,11 @@ impl Ingest {
     }
 
     /// A letter's events, ready for their lanes: all of them, or none.
-    fn prepare_again(&self, letter: &DeadLetter) -> Result<Vec<(WriteKey, Run)>, Rejection> {
+    fn prepare_again(
+        &self,
+        id: LetterId,
+        letter: &DeadLetter,
+    ) -> Result<Vec<(WriteKey, Run)>, Rejection> {
         let message;
         let call = letter.call.as_deref();
         let envelope = match call.map(|call| (call, call.strip_prefix(PIXEL))) {
@@ -135,7 +140,10 @@ impl Ingest {
             None => envelope.write_key()?,
         };
         let accepted_at = Timestamp::from_millisecond(letter.accepted_at_ms);
-        let stamping = Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now()));
+        // Should a crash leave the letter here, the next replay gives its events the same ids, by which Segment knows them.
+        let seed = Uuid::new_v5(&Uuid::NAMESPACE_OID, id.to_string().as_bytes());
+        let stamping =
+            Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now())).with_ids_from(seed);
         let prepared = self
             .prepare(Call::Batch, &envelope, key, &stamping)
             .map_err(|refusal| Rejection::new(Code::EventTooLarge, refusal.to_string()))?;
@@ -143,5 +151,54 @@ impl Ingest {
             Some(item) => Err(item.rejection),
             None => Ok(prepared.lanes.into_iter().collect()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ingest::Rules;
+    use crate::queue::{Config, Queue};
+
+    /// A crash between the append and the removal of the letter once sent an event under two ids, which Segment counts as two.
+    #[tokio::test]
+    async fn every_replay_of_a_letter_gives_its_events_the_same_ids() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (queue, _new_lanes) = Queue::open(dir.path(), &Config::default()).expect("opened");
+        let ingest = Ingest::new(Rules::default(), queue.clone(), Arc::default());
+        let event = br#"{"userId":"u","event":"E","writeKey":"KEY12345"}"#;
+        let letter = DeadLetter {
+            call: Some(BATCH.into()),
+            event: [
+                br#"{"batch":["#,
+                &event[..1],
+                br#""type":"track","#,
+                &event[1..],
+                b",",
+                &event[..1],
+                br#""type":"track","#,
+                &event[1..],
+                b"]}",
+            ]
+            .concat(),
+            accepted_at_ms: 1_764_000_000_000,
+            ..DeadLetter::default()
+        };
+        let id = |digit: &str| digit.parse::<LetterId>().expect("an id");
+        let replay = |id| {
+            let prepared = ingest.prepare_again(id, &letter).expect("good events");
+            let mut run = prepared.into_iter().next().expect("a lane").1;
+            String::from_utf8(std::mem::take(run.buffer())).expect("JSON")
+        };
+        let one = id(&format!("72{}", "0".repeat(40)));
+        let other = id(&format!("72{}1", "0".repeat(39)));
+        assert_eq!(replay(one), replay(one));
+        assert_ne!(replay(one), replay(other));
+        let both = replay(one);
+        let (first, second) = both.split_at(both.len() / 2);
+        assert_ne!(first, second, "two events, two ids");
+        queue.close().await;
     }
 }

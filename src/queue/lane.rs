@@ -86,9 +86,7 @@ impl Record {
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start as usize..self.ends[index] as usize]
     }
-}
 
-impl Record {
     /// The event at `index`, which is below [`Record::len`], as a record of its own, between those before and behind it.
     pub(super) fn cut_out(&self, index: usize) -> (Option<Record>, Record, Option<Record>) {
         let (before, after) = (self.part(0..index), self.part(index + 1..self.len()));

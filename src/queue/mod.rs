@@ -15,8 +15,8 @@
 //!   moment's worth.
 //! - **Depth is counted, never asked**, and memory does not grow with the backlog: an entry for each lane in each volume.
 //!
-//! On disk: `LOCK`, `format`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/`, `quarantine/`.
-//! (with `.new` and `.old` beside `dead-letters/` while it is written anew). `store.rs` alone names sled; another engine has only to offer commit and scan.
+//! On disk: `LOCK`, `format`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/` (with `.new` and `.old`
+//! beside it while it is written anew), `quarantine/`. `store.rs` alone names sled; another engine has only to offer commit and scan.
 
 mod record;
 mod store;
@@ -54,8 +54,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info};
 
 pub use dead_letters::{
-    BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, NotALetterId, Portion, Unavailable,
+    BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, NotALetterId, Portion, Present,
+    Unavailable,
 };
+pub use keeper::NotSaved;
 pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
 pub use name::{LaneId, LaneName};
@@ -329,16 +331,22 @@ impl Queue {
         self.shared.lanes.find(id)
     }
 
-    /// Lets nothing of a lane be sent until it is resumed, in this process and those after it.
-    pub fn pause(&self, lane: &Lane) {
+    /// Lets nothing of a lane be sent until it is resumed, in this process and those after it. Returns once that is on disk.
+    ///
+    /// # Errors
+    /// The disk did not take it in time: it holds for this process.
+    pub async fn pause(&self, lane: &Lane) -> Result<(), NotSaved> {
         lane.pause();
-        self.shared.keeper.wake();
+        self.shared.keeper.saved().await
     }
 
-    /// Lets a lane be sent again, at once, whatever it was waiting for.
-    pub fn resume(&self, lane: &Lane) {
+    /// Lets a lane be sent again, at once, whatever it was waiting for. Returns once that is on disk.
+    ///
+    /// # Errors
+    /// As for [`Queue::pause`].
+    pub async fn resume(&self, lane: &Lane) -> Result<(), NotSaved> {
         lane.resume();
-        self.shared.keeper.wake();
+        self.shared.keeper.saved().await
     }
 
     /// Stores events, in each lane in the order given, and returns once all of them are as durable as the queue makes them.
@@ -363,10 +371,13 @@ impl Queue {
         &self.shared.dead_letters
     }
 
-    /// The position that the next record to be stored gets, or one below: what is accepted from now on lies at it or behind.
+    /// What has come so far.
     #[must_use]
-    pub fn next_position(&self) -> Position {
-        self.shared.next_position.load(Ordering::Relaxed)
+    pub fn present(&self) -> Present {
+        Present {
+            position: self.shared.next_position.load(Ordering::Relaxed),
+            rejected_ms: dead_letters::now_ms(),
+        }
     }
 
     /// How safe "stored" is here.

@@ -63,7 +63,8 @@ impl LaneReader {
         self.lane.published.notified().await;
     }
 
-    /// Reads on, and must be awaited to its end: what it has read is not read again. Records of at least `bytes_min` bytes of events together, fewer where the lane has no more.
+    /// Reads on, and must be awaited to its end: what it has read is not read again. Records of at least `bytes_min` bytes of events
+    /// together, fewer where the lane has no more.
     ///
     /// # Errors
     /// [`ReadError`] where the disk fails for a reason that may pass.

@@ -94,6 +94,7 @@ impl IngestListener {
                 | Error::Unauthorized
                 | Error::Parameter(_)
                 | Error::NoSuch(_)
+                | Error::NotSaved(_)
                 | Error::DeadLetters(_) => false,
             };
             self.stats.rejected_events.add(u64::from(untold));

@@ -48,6 +48,8 @@ pub(super) enum Error {
     Foreign(Foreign),
     /// No such path.
     NotFound,
+    /// A change is not on disk yet.
+    NotSaved(crate::queue::NotSaved),
     /// The path does not take this method.
     Method { allowed: &'static str },
     /// The Authorization header holds no usable write key.
@@ -178,6 +180,11 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         Error::Foreign(Foreign::Host) => (StatusCode::FORBIDDEN, "host_not_allowed", None),
         Error::Foreign(Foreign::Origin) => (StatusCode::FORBIDDEN, "origin_not_allowed", None),
         Error::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
+        Error::NotSaved(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "storage_fault",
+            Some(FAULT_RETRY_SECONDS),
+        ),
         Error::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
         Error::Credentials(rejection) => (StatusCode::BAD_REQUEST, rejection.code().as_str(), None),
         Error::Body(BodyError::TooLarge { .. }) => {
@@ -232,10 +239,13 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
             "the Host header names neither this machine nor one of ingest.allowed_hosts".into()
         }
         Error::Foreign(Foreign::Origin) => {
-            "the page's origin is not among ingest.cors_origins".into()
+            "pages from elsewhere may not call this; ingest.cors_origins lists those that may post events"
+                .into()
         }
         Error::NotFound => {
-            "there is no such path; events go to /v1/batch, /v1/track and their like".into()
+            "there is no such path; events go to /v1/batch, /v1/track and their like on an ingest address, and \
+             /stats, /lanes and /dead-letters are on the admin address"
+                .into()
         }
         Error::Method { allowed } => format!("this path takes {allowed}"),
         Error::Credentials(rejection) | Error::Refused(Refusal::Rejected(rejection)) => {
@@ -249,6 +259,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         Error::Parameter(message) => message.clone(),
         Error::NoSuch(what) => format!("there is no such {what}"),
         Error::DeadLetters(error) => error.to_string(),
+        Error::NotSaved(error) => error.to_string(),
     };
     let mut reply = failure(status, code, &message, done);
     if matches!(error, Error::Unauthorized) {

@@ -88,6 +88,7 @@ async fn a_pause_that_is_asked_for_is_kept_and_does_not_count_as_a_failure() {
     assert_eq!(limited.lanes[0].attempt, 0);
     within(segment.until(|tally| tally.distinct_events == 10)).await;
     assert!(asked.elapsed().as_secs_f64() >= 0.99, "it came back early");
+    assert_eq!(segment.tally().retried_requests, 0, "X-Retry-Count");
 }
 
 #[tokio::test(flavor = "multi_thread")]

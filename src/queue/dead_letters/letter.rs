@@ -145,6 +145,12 @@ impl LetterId {
         (self.0[0] != LetterId::REJECTED).then(|| (number(at(1..9)), number(at(9..13)) as u32))
     }
 
+    /// The position of an event of a lane, or when an event was rejected, in Unix ms.
+    fn leading(self) -> u64 {
+        let number = self.0[1..9].try_into();
+        u64::from_be_bytes(number.expect("eight bytes follow"))
+    }
+
     /// When the event was accepted, in Unix ms.
     pub(super) fn accepted_at_ms(self) -> i64 {
         let ms = self.0[13..].try_into();
@@ -210,8 +216,26 @@ pub struct Filter {
     pub since_ms: Option<i64>,
     /// Those buried before this time, in Unix ms.
     pub until_ms: Option<i64>,
-    /// Not those of events accepted at this position or later.
-    pub before: Option<Position>,
+    /// Not those that came after this.
+    pub before: Option<Present>,
+}
+
+/// What has come so far: the bounds of a change that goes on while more comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// Events accepted before this position.
+    pub position: Position,
+    /// Events rejected up to this time, in Unix ms.
+    pub rejected_ms: i64,
+}
+
+impl Present {
+    fn includes(self, id: LetterId) -> bool {
+        match id.place() {
+            Some((position, _)) => position < self.position,
+            None => id.leading() <= self.rejected_ms.unsigned_abs(),
+        }
+    }
 }
 
 impl Filter {
@@ -232,16 +256,20 @@ impl Filter {
             && self.status.is_none_or(|s| letter.status == Some(s))
             && self.since_ms.is_none_or(|ms| letter.buried_at_ms >= ms)
             && self.until_ms.is_none_or(|ms| letter.buried_at_ms < ms)
-            && id
-                .place()
-                .zip(self.before)
-                .is_none_or(|((position, _), before)| position < before)
+            && self.before.is_none_or(|present| present.includes(id))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn present(position: Position, rejected_ms: i64) -> Present {
+        Present {
+            position,
+            rejected_ms,
+        }
+    }
 
     fn letter() -> DeadLetter {
         DeadLetter {
@@ -382,14 +410,14 @@ mod tests {
             ),
             (
                 Filter {
-                    before: Some(8),
+                    before: Some(present(8, 0)),
                     ..all.clone()
                 },
                 true,
             ),
             (
                 Filter {
-                    before: Some(7),
+                    before: Some(present(7, 0)),
                     ..all.clone()
                 },
                 false,
@@ -397,10 +425,13 @@ mod tests {
         ] {
             assert_eq!(filter.admits(id, &letter), admits, "{filter:?}");
         }
-        let before = Filter {
-            before: Some(0),
-            ..all
-        };
-        assert!(before.admits(LetterId::of_rejected(1, 1, 1), &letter));
+        let rejected = LetterId::of_rejected(5, 1, 1);
+        for (ms, admits) in [(4, false), (5, true), (6, true)] {
+            let filter = Filter {
+                before: Some(present(0, ms)),
+                ..all.clone()
+            };
+            assert_eq!(filter.admits(rejected, &letter), admits, "{ms}");
+        }
     }
 }

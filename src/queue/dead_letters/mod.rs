@@ -24,7 +24,7 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
-pub use letter::{DeadLetter, Filter, LetterId, NotALetterId};
+pub use letter::{DeadLetter, Filter, LetterId, NotALetterId, Present};
 pub use tally::Group;
 
 use super::cursors::SavedCursors;
@@ -331,7 +331,7 @@ impl DeadLetters {
     }
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |d| d.as_millis() as i64)
 }

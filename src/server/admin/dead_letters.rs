@@ -120,7 +120,7 @@ impl AdminListener {
     pub(super) async fn purge(&self, query: &str) -> Result<Reply, Error> {
         // Not those that come while it works.
         let filter = Filter {
-            before: Some(self.queue.next_position()),
+            before: Some(self.queue.present()),
             ..Query::changing(query)?.filter
         };
         let queue = self.queue.clone();

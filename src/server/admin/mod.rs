@@ -97,7 +97,7 @@ impl AdminListener {
             }),
             ["lanes", id, hand @ ("pause" | "resume")] => {
                 takes(Method::POST, "POST")?;
-                self.hand_on_lane(id, hand)
+                self.hand_on_lane(id, hand).await
             }
             ["dead-letters"] => match head.method {
                 Method::GET => self.list(query).await,
@@ -145,16 +145,17 @@ impl AdminListener {
         }
     }
 
-    /// Pauses or resumes a lane. The reply shows what it is doing now.
-    fn hand_on_lane(&self, id: &str, hand: &str) -> Result<Reply, Error> {
+    /// Pauses or resumes a lane, for good. The reply shows what it is doing now.
+    async fn hand_on_lane(&self, id: &str, hand: &str) -> Result<Reply, Error> {
         let id = LaneId::parse(id).ok_or_else(|| {
             Error::Parameter("the id of a lane is 16 hexadecimal digits, in lower case".into())
         })?;
         let lane = self.queue.find_lane(id).ok_or(Error::NoSuch("lane"))?;
-        match hand {
-            "pause" => self.queue.pause(&lane),
-            _ => self.queue.resume(&lane),
-        }
+        let saved = match hand {
+            "pause" => self.queue.pause(&lane).await,
+            _ => self.queue.resume(&lane).await,
+        };
+        saved.map_err(Error::NotSaved)?;
         let stats = self.stats.lane(&id.to_string());
         // Its loop says the same in a moment; the reply is not to wait for it.
         stats.paused(lane.is_paused());

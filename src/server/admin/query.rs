@@ -54,7 +54,7 @@ impl Query {
         let mut seen = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             if seen.contains(&name) {
-                return Err(bad(&format!("`{}` is given twice", known(&name))));
+                return Err(bad(&format!("`{}` is given twice", name)));
             }
             let filter = &mut parsed.filter;
             match &*name {
@@ -111,11 +111,6 @@ fn time(name: &str, value: &str) -> Result<i64, Error> {
     let time: Result<Timestamp, _> = value.parse();
     time.map(Timestamp::as_millisecond)
         .map_err(|_| bad(&format!("`{name}` is a time such as 2026-11-23T14:00:00Z")))
-}
-
-/// A name that got this far is one of ours.
-fn known(name: &str) -> &str {
-    name
 }
 
 fn bad(message: &str) -> Error {
