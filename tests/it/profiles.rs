@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, Response};
+use segspool::stand_in::{Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::server::{Reaction, Request, Server, answer};
@@ -199,6 +200,25 @@ async fn a_client_that_follows_the_pages_goes_through_the_relay() {
             (&json!([false]), &json!([true]))
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_the_next_page_is_over_tls() {
+    let cursor =
+        format!("{{\"cursor\":{{\"url\":\"https://profiles.segment.com{USER}/events\"}}}}");
+    let api = Server::start(move |_| answer(200, JSON, &cursor)).await;
+    let dir = spool();
+    let tls = ("INGEST__TLS__LISTEN", "127.0.0.1:0");
+    let relay = start(dir.path(), &api.url(), &[tls]).await;
+    let client = crate::listeners::client(&dir.path().join("spool/tls/cert.pem"));
+    let base = format!(
+        "https://{}",
+        relay.ingest_tls.as_deref().expect("TLS is on")
+    );
+    let url = format!("{base}/v1/profiles/user_id:u1/events");
+    let reply = client.get(url).send().await.expect("an answer");
+    let expected = format!("{{\"cursor\":{{\"url\":\"{base}{USER}/events\"}}}}");
+    assert_eq!(body(reply).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -606,4 +626,76 @@ async fn no_token_and_nobody_s_identifier_is_ever_logged_or_told() {
     for personal in ["jane", "secret-trait"] {
         assert!(!log.contains(personal), "{personal}: {log}");
     }
+}
+
+/// What a command prints, and how it ends.
+fn run(relay: &Relay, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_segspool"))
+        .arg("profile")
+        .args(args)
+        .args(["--ingest", &relay.ingest])
+        .output()
+        .expect("the program is there");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_prints_each_resource_of_the_stand_in_page_by_page() {
+    let options = Options {
+        profile_token: Some(TOKEN.into()),
+        ..Options::default()
+    };
+    let api = StandIn::start(options).await.expect("a free port");
+    let dir = spool();
+    let tokens = file(dir.path(), "client-token", CLIENT_TOKEN);
+    let tokens = tokens.to_str().expect("text");
+    let setting = ("PROFILES__CLIENT_TOKEN_FILE", tokens);
+    let relay = start(dir.path(), &api.url(), &[setting]).await;
+    let with_token = |args: &[&str]| {
+        let args = [args, &["--client-token-file", tokens]].concat();
+        run(&relay, &args)
+    };
+    for (resource, expected) in [
+        ("traits", "trait_09"),
+        ("events", "Order Completed"),
+        ("external-ids", "user_id"),
+        ("metadata", "2025-06-01T00:00:00Z"),
+        ("links", "g1"),
+    ] {
+        let (code, out, err) = with_token(&["user_id:u1", resource]);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(out.contains(expected), "{resource}: {out}");
+        let (_, out, _) = with_token(&["user_id:u1", resource, "--json"]);
+        let json: Value = serde_json::from_str(&out).expect("JSON");
+        assert!(json.is_object(), "{json}");
+    }
+    // Without a resource, its traits; and the next page where it says.
+    let (_, out, err) = with_token(&["user_id:u1", "--limit", "20"]);
+    assert!(
+        out.contains("trait_19") && !out.contains("trait_20"),
+        "{out}"
+    );
+    assert!(err.contains("--next from-20"), "{err}");
+    let (_, out, err) = with_token(&["user_id:u1", "--next", "from-20"]);
+    assert!(out.contains("trait_24") && err.is_empty(), "{out}{err}");
+
+    let (code, _, err) = with_token(&["user_id:nobody"]);
+    assert_eq!(
+        (code, err.trim()),
+        (Some(66), "segspool: Profile was not found.")
+    );
+    assert_eq!(with_token(&["nobody"]).0, Some(64));
+    assert_eq!(with_token(&["user_id:u1", "--limit", "1000"]).0, Some(64));
+    assert_eq!(run(&relay, &["user_id:u1"]).0, Some(77));
+    let gone = Server::start(|_| Reaction::Hang).await.url();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_segspool"))
+        .args(["profile", "user_id:u1", "--ingest", &gone])
+        .output()
+        .expect("the program is there");
+    assert_eq!(output.status.code(), Some(69));
 }
