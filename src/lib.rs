@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A module imports only from layers below its own: [`event`], [`queue`] and [`stats`]; then [`ingest`] and [`batch`]; then
-//! [`deliver`]; then [`server`]; then [`config`], [`daemon`] and [`cli`]. [`stand_in`], the pretend Segment, stands apart.
+//! [`deliver`] and [`profiles`]; then [`server`]; then [`config`], [`daemon`] and [`cli`]. [`stand_in`], the pretend Segment, stands apart.
 
 pub mod event;
 pub mod queue;
@@ -19,6 +19,7 @@ pub mod batch;
 pub mod ingest;
 
 pub mod deliver;
+pub mod profiles;
 
 pub mod server;
 

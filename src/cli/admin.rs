@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -70,11 +70,16 @@ pub(super) fn run(
     args: &AdminArgs,
     command: impl AsyncFnOnce(Admin) -> Result<ExitCode, Failure>,
 ) -> ExitCode {
+    finish(async { command(Admin::new(args)?).await })
+}
+
+/// Does what a command is for, and says what went wrong.
+pub(super) fn finish(command: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(async { command(Admin::new(args)?).await }),
+        Ok(runtime) => runtime.block_on(command),
         Err(error) => Err(Failure::new(EX_OSERR, error.to_string())),
     };
     done.unwrap_or_else(|failure| {
@@ -97,27 +102,10 @@ impl Admin {
             let message = "--admin takes a URL such as http://127.0.0.1:7347";
             return Err(Failure::new(EX_USAGE, message));
         }
-        let token = args.token_file.as_ref().map(|path| {
-            let token = fs::read_to_string(path).map_err(|error| {
-                Failure::new(
-                    EX_NOINPUT,
-                    format!("failed to read {}: {error}", path.display()),
-                )
-            });
-            token.map(|token| token.trim().to_owned())
-        });
-        // An error says that another part of the process has chosen one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT_WITHIN)
-            // Nothing here speaks TLS, and a machine without certificates is good enough.
-            .tls_certs_only([])
-            .build();
         Ok(Admin {
-            client: client.map_err(|error| Failure::new(EX_OSERR, error.to_string()))?,
+            client: client()?,
             url: args.admin.trim_end_matches('/').to_owned(),
-            token: token.transpose()?,
+            token: args.token_file.as_deref().map(read_token).transpose()?,
         })
     }
 
@@ -158,16 +146,42 @@ impl Admin {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let mut cause: &dyn Error = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        let message = format!(
-            "no daemon answers at {}: {cause}. Start one with `segspool serve`, or name it with --admin URL",
-            self.url
-        );
-        Failure::new(EX_UNAVAILABLE, message)
+        unreachable(error, &self.url, "--admin URL")
     }
+}
+
+/// What talks to a daemon on this machine.
+pub(super) fn client() -> Result<Client, Failure> {
+    // An error says that another part of the process has chosen one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .no_proxy()
+        .connect_timeout(CONNECT_WITHIN)
+        // Nothing here speaks TLS, and a machine without certificates is good enough.
+        .tls_certs_only([])
+        .build();
+    client.map_err(|error| Failure::new(EX_OSERR, error.to_string()))
+}
+
+/// The token in a file.
+pub(super) fn read_token(path: &Path) -> Result<String, Failure> {
+    let token = fs::read_to_string(path).map_err(|error| {
+        let message = format!("failed to read {}: {error}", path.display());
+        Failure::new(EX_NOINPUT, message)
+    })?;
+    Ok(token.trim().to_owned())
+}
+
+/// Nobody answers at `url`, which `flag` sets.
+pub(super) fn unreachable(error: &reqwest::Error, url: &str, flag: &str) -> Failure {
+    let mut cause: &dyn Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let message = format!(
+        "no daemon answers at {url}: {cause}. Start one with `segspool serve`, or name it with {flag}"
+    );
+    Failure::new(EX_UNAVAILABLE, message)
 }
 
 async fn refused(answer: Response) -> Failure {
@@ -200,7 +214,7 @@ async fn refused(answer: Response) -> Failure {
     }
 }
 
-fn broken(error: &dyn Error) -> Failure {
+pub(super) fn broken(error: &dyn Error) -> Failure {
     Failure::new(
         EX_PROTOCOL,
         format!("the daemon's answer cannot be read: {error}"),

@@ -4,6 +4,7 @@ mod admin;
 mod dead_letters;
 mod demo;
 mod lanes;
+mod profile;
 mod serve;
 mod stand_in;
 
@@ -30,6 +31,8 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// List the lanes, pause or resume one
     Lanes(lanes::Args),
+    /// Print what Segment knows of a user
+    Profile(profile::Args),
     /// Watch it lose nothing while Segment goes down and the relay is killed
     Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Lanes(args) => lanes::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
     }

@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             OpenError::Format { .. } => EX_CONFIG,
             OpenError::Io(_) => EX_IOERR,
         },
-        Error::Setup(_) => EX_CONFIG,
+        Error::Setup(_) | Error::Profiles(_) => EX_CONFIG,
         Error::Died(_) => EX_SOFTWARE,
     })
 }

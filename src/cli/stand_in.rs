@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Keep the events themselves, for GET /stand-in/events
     #[arg(long)]
     record: bool,
+    /// The access token that its Profile API asks for; without it, any will do
+    #[arg(long, value_name = "TOKEN")]
+    profile_token: Option<String>,
     /// Take whatever comes, even beyond Segment's limits
     #[arg(long)]
     lenient: bool,
@@ -38,6 +41,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         allow_remote: args.allow_remote,
         strict: !args.lenient,
         record: args.record,
+        profile_token: args.profile_token.clone(),
         ..Options::default()
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -18,6 +18,7 @@ use toml::{Table, Value};
 use crate::deliver::{self, RetryConfig, SegmentConfig};
 use crate::event::WriteKey;
 use crate::event::limits::EVENT_BYTES_MAX;
+use crate::profiles;
 use crate::queue;
 use crate::server::{AdminConfig, AdminToken, IngestConfig};
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub segment: SegmentConfig,
     /// What happens when it fails.
     pub retry: RetryConfig,
+    /// Profiles.
+    pub profiles: profiles::Config,
     /// The end.
     pub shutdown: ShutdownConfig,
     /// The log.
@@ -52,6 +55,7 @@ impl Default for Config {
             queue: queue::Config::default(),
             segment: SegmentConfig::default(),
             retry: RetryConfig::default(),
+            profiles: profiles::Config::default(),
             shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
         }
@@ -173,6 +177,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 const VARIABLE_PREFIX: &str = "SEGSPOOL_";
+const TOKEN_RULE: &str = "a token is one line of printable ASCII without spaces, and not empty";
 
 impl Config {
     /// Reads a file, or the defaults where there is none, and lays `variables` over it.
@@ -228,8 +233,17 @@ impl Config {
         }
         if let Some(path) = &self.admin.token_file {
             let token = AdminToken::new(&read_secret(path)?);
-            let rule = "a token is one line of printable ASCII without spaces, and not empty";
-            self.admin.token = Some(token.ok_or_else(|| wrong(path, rule))?);
+            self.admin.token = Some(token.ok_or_else(|| wrong(path, TOKEN_RULE))?);
+        }
+        let profiles = &mut self.profiles;
+        for (path, token) in [
+            (&profiles.token_file, &mut profiles.token),
+            (&profiles.client_token_file, &mut profiles.client_token),
+        ] {
+            if let Some(path) = path {
+                let read = profiles::Secret::new(&read_secret(path)?);
+                *token = Some(read.ok_or_else(|| wrong(path, TOKEN_RULE))?);
+            }
         }
         Ok(())
     }
@@ -240,7 +254,8 @@ impl Config {
         let least_body = EVENT_BYTES_MAX + 1024;
         let tls = ingest.tls.as_ref();
         let oauth = segment.oauth.as_ref();
-        let rules: [(bool, &'static str, String); 16] = [
+        let profiles = &self.profiles;
+        let rules: [(bool, &'static str, String); 19] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -325,6 +340,24 @@ impl Config {
                 "retry",
                 "needs base above 0 and not above max, and hold_probe above 0".into(),
             ),
+            (
+                !profiles.timeout.is_zero(),
+                "profiles.timeout",
+                "must not be 0".into(),
+            ),
+            (
+                profiles
+                    .space_id
+                    .as_deref()
+                    .is_none_or(profiles::is_space_id),
+                "profiles.space_id",
+                "must be letters, digits, - and _".into(),
+            ),
+            (
+                profiles.token_file.is_some() || profiles.client_token_file.is_none(),
+                "profiles.client_token_file",
+                "has no use without profiles.token_file".into(),
+            ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, key, rule)) => Err(Error::Range { key, rule }),
@@ -360,8 +393,8 @@ fn read_file(path: &Path) -> Result<Table, Error> {
 }
 
 /// A variable that begins like one of these and has a single underscore behind it is a slip, and becomes an error.
-const SECTIONS: [&str; 7] = [
-    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "SHUTDOWN", "LOG",
+const SECTIONS: [&str; 8] = [
+    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "PROFILES", "SHUTDOWN", "LOG",
 ];
 
 /// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
@@ -632,6 +665,36 @@ mod tests {
                 "[ingest]\nwrite_key_file = \"/nowhere\"\n",
                 None,
                 "/nowhere: ",
+            ),
+            (
+                "[profiles]\ntoken_file = \"/nowhere\"\n",
+                None,
+                "/nowhere: ",
+            ),
+            (
+                "[profiles]\ntoken_file = \"/dev/null\"\n",
+                None,
+                "/dev/null: a token is one line",
+            ),
+            (
+                "[profiles]\nclient_token_file = \"/etc/hostname\"\n",
+                None,
+                "profiles.client_token_file has no use without profiles.token_file",
+            ),
+            (
+                "[profiles]\nspace_id = \"a/b\"\n",
+                None,
+                "profiles.space_id must be letters",
+            ),
+            (
+                "[profiles]\ncache_ttl = \"soon\"\n",
+                None,
+                "config.toml:2: ",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_PROFILES__TIMEOUT", "0s")),
+                "profiles.timeout must not be 0",
             ),
         ] {
             let error = load(text, variable.as_slice()).expect_err(text).to_string();

@@ -28,6 +28,7 @@ impl Config {
             ingest.tls,
             admin,
             queue,
+            profiles,
             log.format,
         );
         (new, kept)

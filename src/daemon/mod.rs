@@ -24,6 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::Config;
 use crate::deliver::{Deliver, SetupError};
 use crate::ingest::Ingest;
+use crate::profiles::{self, Profiles};
 use crate::queue::{OpenError, Queue};
 use crate::server::{BindError, Phase, Server};
 use crate::stats::Stats;
@@ -49,6 +50,8 @@ pub enum Error {
     },
     /// Delivery cannot begin.
     Setup(SetupError),
+    /// Profiles cannot be read.
+    Profiles(profiles::SetupError),
     /// A part of it died.
     Died(&'static str),
 }
@@ -66,6 +69,7 @@ impl fmt::Display for Error {
                 )
             }
             Error::Setup(e) => write!(f, "{e}"),
+            Error::Profiles(e) => write!(f, "{e}"),
             Error::Died(part) => write!(f, "{part} has died"),
         }
     }
@@ -116,6 +120,8 @@ async fn live(
         Arc::clone(&stats),
     )
     .map_err(Error::Setup)?;
+    let profiles = Profiles::new(&config.profiles, Arc::clone(&stats)).map_err(Error::Profiles)?;
+    let server = server.with(profiles);
     let rules = config.ingest.rules();
     let ingest = Arc::new(Ingest::new(rules, queue.clone(), Arc::clone(&stats)));
     let reload = Reload {

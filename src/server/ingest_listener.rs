@@ -13,10 +13,12 @@ use tracing::debug;
 use super::body::{self, Bodies, BodyError};
 use super::guard::Guard;
 use super::listener::{Peer, Service};
+use super::profiles::ProfileDesk;
 use super::reply::{self, Error, Reply};
 use super::routes::{self, Route};
 use crate::event::{Code, Kind, Rejection, WriteKey};
 use crate::ingest::{Accepted, Call, Clock, Ingest};
+use crate::profiles::is_profile_path;
 use crate::stats::Stats;
 
 /// What the ingest listener works with.
@@ -24,6 +26,7 @@ use crate::stats::Stats;
 pub(super) struct IngestListener {
     pub(super) ingest: Arc<Ingest>,
     pub(super) bodies: Bodies,
+    pub(super) profiles: ProfileDesk,
     pub(super) stats: Arc<Stats>,
     pub(super) guard: watch::Receiver<Guard>,
 }
@@ -31,6 +34,14 @@ pub(super) struct IngestListener {
 impl Service for IngestListener {
     async fn serve(&self, peer: Peer, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
+        if is_profile_path(head.uri.path()) {
+            let guard = self.guard.borrow().without_origins();
+            let reply = self.profiles.serve(&guard, &head).await;
+            if !body::is_kept(&head.headers, &body) {
+                body::discard(&mut body).await;
+            }
+            return reply;
+        }
         let admitted = self.guard.borrow().admit(&head.headers);
         let origin = match admitted {
             Ok(origin) => origin,

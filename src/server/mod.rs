@@ -13,6 +13,7 @@ mod unix_socket;
 
 mod admin;
 mod ingest_listener;
+mod profiles;
 
 mod guard;
 
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join, join_all};
 use serde::de::{Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::{Semaphore, watch};
@@ -36,6 +37,7 @@ use tokio::task::JoinHandle;
 
 use crate::event::WriteKey;
 use crate::ingest::{Ingest, Rules};
+use crate::profiles::Profiles;
 use crate::queue::Queue;
 use crate::stats::Stats;
 
@@ -46,6 +48,7 @@ use body::Bodies;
 use guard::Guard;
 use ingest_listener::IngestListener;
 use listener::Listener;
+use profiles::{OverTls, ProfileDesk};
 use tls::Tls;
 
 pub use address::{Address, SocketMode};
@@ -198,6 +201,7 @@ pub struct Server {
     tls: Option<Listener>,
     admin: Listener,
     max_body: usize,
+    profiles: Option<Profiles>,
     guard: watch::Sender<Guard>,
     token: Option<AdminToken>,
 }
@@ -241,8 +245,15 @@ impl Server {
             admin: Listener::tcp(admin.listen).await?,
             guard: watch::Sender::new(Guard::new(ingest)),
             token: admin.token.clone(),
+            profiles: None,
             max_body: usize::try_from(ingest.max_body.as_u64()).unwrap_or(usize::MAX),
         })
+    }
+
+    /// Reads profiles, too.
+    #[must_use]
+    pub fn with(self, profiles: Option<Profiles>) -> Server {
+        Server { profiles, ..self }
     }
 
     /// Where applications post in the clear: what was bound, port 0 resolved.
@@ -285,6 +296,10 @@ impl Server {
         let ingest_listener = Arc::new(IngestListener {
             ingest: Arc::clone(&ingest),
             bodies: Bodies::new(self.max_body),
+            profiles: ProfileDesk {
+                profiles: self.profiles,
+                stats: Arc::clone(&stats),
+            },
             stats: Arc::clone(&stats),
             guard: self.guard.subscribe(),
         });
@@ -303,18 +318,23 @@ impl Server {
             admin_listener,
         );
         let slots = Arc::new(Semaphore::new(INGEST_CONNECTIONS_MAX));
+        let over_tls = self.tls.map(|listener| {
+            let stop = past(phase.clone(), Phase::Running);
+            let service = Arc::new(OverTls(Arc::clone(&ingest_listener)));
+            listener.serve(stop, Arc::clone(&slots), service)
+        });
         let ingest: Vec<_> = self
             .ingest
             .into_iter()
-            .chain(self.tls)
             .map(|listener| {
                 let stop = past(phase.clone(), Phase::Running);
                 listener.serve(stop, Arc::clone(&slots), Arc::clone(&ingest_listener))
             })
             .collect();
+        let ingest = join(join_all(ingest), OptionFuture::from(over_tls));
         Serving {
             ingest: tokio::spawn(async {
-                join_all(ingest).await;
+                ingest.await;
             }),
             admin: tokio::spawn(admin),
         }

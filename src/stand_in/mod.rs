@@ -1,4 +1,4 @@
-//! A pretend Segment Tracking API with faults on demand, for `segspool demo`, `segspool stand-in`, tests and benches.
+//! A pretend Segment, Tracking API and Profile API, with faults on demand, for `segspool demo`, `segspool stand-in`, tests and benches.
 //!
 //! It answers `POST /v1/batch` and `/v1/import` as Segment would, holds every batch against the limits Segment
 //! publishes, and counts what was delivered: each `messageId` once, and again as a duplicate. [`Rule`]s make it fail,
@@ -13,6 +13,9 @@
 //! | `PUT /stand-in/answer` | one [`Answer`] for every batch, in place of the rules in force |
 //! | `GET /stand-in/events` | the [`RecordedEvent`]s, one a line; 404 unless [`Options::record`] |
 //!
+//! As the Profile API it knows three users, `user_id:u1` to `u3`, and two accounts, `group_id:g1` and `g2`, in every space, and has
+//! no faults but a wrong token.
+//!
 //! It never stores anything, never looks inside an event beyond its `messageId`, never talks to anyone who did not
 //! call it, and listens on loopback only unless told otherwise. What it counts lives in memory: about 30 bytes for
 //! each distinct `messageId`, and the events themselves only when asked to record them.
@@ -20,6 +23,7 @@
 mod batch;
 mod control;
 mod desk;
+mod profiles;
 mod rules;
 mod serve;
 mod tally;
@@ -54,6 +58,8 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// Whether the events themselves are kept, for [`StandIn::events`].
     pub record: bool,
+    /// The access token that the Profile API asks for; without one, any will do.
+    pub profile_token: Option<String>,
 }
 
 impl Default for Options {
@@ -64,6 +70,7 @@ impl Default for Options {
             strict: true,
             body_bytes_max: batch::BODY_BYTES_MAX,
             record: false,
+            profile_token: None,
         }
     }
 }

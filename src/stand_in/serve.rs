@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 
 use super::control::{self, control};
 use super::desk::Desk;
+use super::profiles;
 use super::tracking::{Reply, plain_text, take_batch};
 
 /// Connections the kernel may hold ready while all threads are busy with others.
@@ -223,6 +224,9 @@ async fn reply(desk: Arc<Desk>, door: Door, request: Request<Incoming>) -> Resul
     }
     match (request.method().as_str(), path) {
         ("POST", "/v1/batch" | "/v1/import") => take_batch(&desk, &door, request).await,
+        ("GET", path) if path.starts_with(profiles::PREFIX) => {
+            Ok(profiles::read(desk.options(), &request))
+        }
         _ => Ok(plain_text(StatusCode::NOT_FOUND, "Not Found")),
     }
 }

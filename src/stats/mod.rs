@@ -16,7 +16,7 @@ use std::time::Instant;
 pub use lane::{LaneState, LaneStats};
 pub use snapshot::{
     Conservation, DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot,
-    QueueSnapshot, Snapshot,
+    ProfilesSnapshot, QueueSnapshot, Snapshot,
 };
 
 use rate::Rate;
@@ -35,6 +35,32 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted of profiles.
+#[derive(Debug, Default)]
+pub struct ProfileStats {
+    /// Requests for them.
+    pub requests: Counter,
+    /// Those answered with a status of 400 or above.
+    pub errors: Counter,
+    /// Those answered from the cache while it was fresh.
+    pub cache_hits: Counter,
+    /// Those answered from the cache because there was no other answer.
+    pub stale_answers: Counter,
+}
+
+impl ProfileStats {
+    /// The counts so far.
+    #[must_use]
+    pub fn snapshot(&self) -> ProfilesSnapshot {
+        ProfilesSnapshot {
+            requests: self.requests.get(),
+            errors: self.errors.get(),
+            cache_hits: self.cache_hits.get(),
+            stale_answers: self.stale_answers.get(),
+        }
     }
 }
 
@@ -57,6 +83,8 @@ pub struct Stats {
     pub long_message_ids: Counter,
     /// Reports of analytics.js on itself, which are discarded.
     pub client_metrics: Counter,
+    /// What is counted of profiles.
+    pub profiles: ProfileStats,
     delivered: Rate,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
@@ -72,6 +100,7 @@ impl Default for Stats {
             refused_requests: Counter::default(),
             long_message_ids: Counter::default(),
             client_metrics: Counter::default(),
+            profiles: ProfileStats::default(),
             delivered: Rate::default(),
             lanes: Mutex::default(),
         }

@@ -23,6 +23,9 @@ pub struct Snapshot {
     pub delivery: DeliverySnapshot,
     /// What can never go.
     pub dead_letters: DeadLettersSnapshot,
+    /// Profiles that were asked for.
+    #[serde(default)]
+    pub profiles: ProfilesSnapshot,
     /// Each lane, the one with most events first.
     pub lanes: Vec<LaneSnapshot>,
 }
@@ -102,6 +105,19 @@ pub struct DeadLettersSnapshot {
     /// Rejected events that there was no room for: they were told to their senders, and not kept.
     #[serde(default)]
     pub unkept_events: u64,
+}
+
+/// Profiles that were asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfilesSnapshot {
+    /// Requests for them.
+    pub requests: u64,
+    /// Those answered with a status of 400 or above.
+    pub errors: u64,
+    /// Those answered from the cache while it was fresh.
+    pub cache_hits: u64,
+    /// Those answered from the cache because there was no other answer.
+    pub stale_answers: u64,
 }
 
 /// One lane.

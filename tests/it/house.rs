@@ -22,7 +22,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["src/queue/store.rs"]),
     ("backoff::", &["src/deliver/backoff.rs"]),
     ("hyper", &["src/server/", "src/stand_in/"]),
-    ("reqwest", &["src/deliver/request/", "src/cli/"]),
+    (
+        "reqwest",
+        &[
+            "src/deliver/request/",
+            "src/profiles/upstream.rs",
+            "src/cli/",
+        ],
+    ),
     ("rcgen", &["src/server/tls.rs"]),
     ("tokio_rustls", &["src/server/tls.rs"]),
     ("httparse", &["src/server/connection.rs"]),

@@ -58,7 +58,7 @@ fn tls(
     StreamOwned::new(connection, tcp(address))
 }
 
-fn client(cert: &Path) -> reqwest::Client {
+pub(crate) fn client(cert: &Path) -> reqwest::Client {
     let cert = fs::read(cert).expect("a certificate");
     let cert = reqwest::Certificate::from_pem(&cert).expect("a certificate");
     let _ = rustls::crypto::ring::default_provider().install_default();

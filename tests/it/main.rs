@@ -20,6 +20,7 @@ mod network;
 mod oauth;
 mod outages;
 mod pixel;
+mod profiles;
 mod reload;
 mod trace;
 mod verdicts;

@@ -41,6 +41,7 @@ use crate::stats::Stats;
 
 pub use letter_view::LetterView;
 pub use token::AdminToken;
+pub(super) use token::bearer;
 
 /// A group takes milliseconds to commit; a writer that has been at one for this long is stuck.
 const WRITER_STUCK: Duration = Duration::from_secs(30);

@@ -35,6 +35,7 @@ impl AdminListener {
                 bytes: dead_letters.bytes(),
                 unkept_events: dead_letters.unkept(),
             },
+            profiles: self.stats.profiles.snapshot(),
             lanes,
         }
     }

@@ -21,13 +21,17 @@ impl AdminToken {
 
     /// Whether a request's headers bear it. How long that takes says nothing of how much of it was right.
     pub(super) fn is_borne_by(&self, headers: &HeaderMap) -> bool {
-        let value = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let Some((scheme, token)) = value.and_then(|value| value.trim().split_once(' ')) else {
-            return false;
-        };
-        scheme.eq_ignore_ascii_case("bearer")
-            && bool::from(token.trim().as_bytes().ct_eq(self.0.as_bytes()))
+        bearer(headers).is_some_and(|token| bool::from(token.as_bytes().ct_eq(self.0.as_bytes())))
     }
+}
+
+/// The token that a request's headers bear.
+pub(in crate::server) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.trim().split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 impl fmt::Debug for AdminToken {
