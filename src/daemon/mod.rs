@@ -116,7 +116,7 @@ async fn live(
         Arc::clone(&stats),
     )
     .map_err(Error::Setup)?;
-    let rules = config.ingest.rules();
+    let rules = config.rules();
     let ingest = Arc::new(Ingest::new(rules, queue.clone(), Arc::clone(&stats)));
     let reload = Reload {
         load,

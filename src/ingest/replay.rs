@@ -1,16 +1,18 @@
 //! Accepts dead letters again: back through validation, into their lanes, and only then out of the dead letters.
 //!
 //! An event keeps its messageId and the time it was first accepted at. One that is rejected again stays a dead letter, with its new
-//! reason. Replayed events count as accepted again. A crash on the way may leave an event both in its lane and a dead letter, never
+//! reason. What a webhook refused goes to that webhook alone, as it was; and what Segment refused went to the webhooks when it was
+//! accepted, and goes there no second time. Replayed events count as accepted again. A crash on the way may leave an event both in its lane and a dead letter, never
 //! in neither.
 
 use jiff::Timestamp;
 
-use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
+use super::trigger::Copies;
+use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT, WEBHOOK};
 use crate::event::{
     Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
 };
-use crate::queue::{DeadLetter, Filter, LetterId, Run, Unavailable};
+use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Run, Unavailable};
 
 /// Letters that are accepted again with one sync. Their events are in memory meanwhile.
 const PORTION_LETTERS: usize = 500;
@@ -82,7 +84,7 @@ impl Ingest {
     ) -> Result<(), Stopped> {
         let (mut runs, mut accepted, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
         for (id, letter) in letters {
-            match self.prepare_again(&letter) {
+            match self.prepare_again(id, &letter) {
                 Ok(prepared) => {
                     runs.extend(prepared);
                     accepted.push(id);
@@ -117,7 +119,17 @@ impl Ingest {
     }
 
     /// A letter's events, ready for their lanes: all of them, or none.
-    fn prepare_again(&self, letter: &DeadLetter) -> Result<Vec<(WriteKey, Run)>, Rejection> {
+    fn prepare_again(
+        &self,
+        id: LetterId,
+        letter: &DeadLetter,
+    ) -> Result<Vec<(LaneName, Run)>, Rejection> {
+        let lane = letter.lane.as_ref();
+        if let Some(lane) = lane.filter(|lane| lane.destination == WEBHOOK) {
+            let mut run = Run::default();
+            run.push(&letter.event);
+            return Ok(vec![(lane.clone(), run)]);
+        }
         let message;
         let call = letter.call.as_deref();
         let envelope = match call.map(|call| (call, call.strip_prefix(PIXEL))) {
@@ -129,19 +141,21 @@ impl Ingest {
             Some((kind, None)) => decode_event(Kind::from_name(kind), &letter.event)?,
             None => decode_event(None, &letter.event)?,
         };
-        let lane = letter.lane.as_ref();
         let key = match lane.filter(|lane| lane.destination == SEGMENT) {
             Some(lane) => Some(WriteKey::new(lane.expose_key())?),
             None => envelope.write_key()?,
         };
         let accepted_at = Timestamp::from_millisecond(letter.accepted_at_ms);
         let stamping = Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now()));
-        let prepared = self
+        let mut prepared = self
             .prepare(Call::Batch, &envelope, key, &stamping)
             .map_err(|refusal| Rejection::new(Code::EventTooLarge, refusal.to_string()))?;
-        match prepared.rejected.into_iter().next() {
+        if id.was_accepted() {
+            prepared.copies = Copies::default();
+        }
+        match std::mem::take(&mut prepared.rejected).into_iter().next() {
             Some(item) => Err(item.rejection),
-            None => Ok(prepared.lanes.into_iter().collect()),
+            None => Ok(prepared.runs().collect()),
         }
     }
 }

@@ -23,3 +23,4 @@ mod pixel;
 mod reload;
 mod trace;
 mod verdicts;
+mod webhooks;
