@@ -1,10 +1,13 @@
-//! Accepts a request's events: decode, validate, stamp, append to the lane of each, count.
+//! Accepts a request's events: decode, validate, stamp, append to the lane of each, and to those of the webhooks that want it,
+//! count.
 //!
 //! The answer is given once every accepted event is as durable as the queue makes it. A bad event never costs its
 //! neighbours: it is told to the sender, and kept as a dead letter so that a fire-and-forget client's bug can be seen.
 //! Knows nothing of HTTP.
 
+mod receive;
 mod replay;
+mod trigger;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -14,13 +17,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::event::{
-    Code, Envelope, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
+    Code, Envelope, Facts, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
     decode_single, stamp, validate,
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
 use crate::stats::Stats;
 
+pub use receive::Receiver;
 pub use replay::{Replayed, Stopped};
+pub use trigger::{Trigger, WEBHOOK, Wanted, webhook_lane};
+
+use trigger::Copies;
 
 /// The kind of lane that leads to Segment.
 pub const SEGMENT: &str = "segment";
@@ -72,7 +79,7 @@ pub enum Clock {
     Foreign,
 }
 
-/// What the operator says of write keys and clocks.
+/// What the operator says of write keys, clocks and webhooks.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The write key of requests that carry none.
@@ -82,6 +89,10 @@ pub struct Rules {
     pub allowed_write_keys: HashSet<WriteKey>,
     /// How far a foreign clock may be off before the times by it are corrected; none: they never are.
     pub clock_skew_over: Option<Duration>,
+    /// Who else gets what is accepted.
+    pub triggers: Vec<Trigger>,
+    /// Whether and how events from Segment are received.
+    pub receiver: Option<Receiver>,
 }
 
 impl Rules {
@@ -124,6 +135,8 @@ pub enum Refusal {
     Rejected(Rejection),
     /// Its events grow over a bound in memory.
     TooLarge,
+    /// It is not signed with the secret that was agreed on.
+    NotSigned,
     /// There are too many lanes for another write key.
     TooManyLanes,
     /// The queue did not take it; it may later.
@@ -136,6 +149,9 @@ impl fmt::Display for Refusal {
             Refusal::Rejected(rejection) => write!(f, "{rejection}"),
             Refusal::TooLarge => {
                 f.write_str("the events are too large with their envelope's context")
+            }
+            Refusal::NotSigned => {
+                f.write_str("X-Signature is not that of the body by receiver.secret_file")
             }
             Refusal::TooManyLanes => f.write_str("there are too many different write keys"),
             Refusal::Queue(error) => write!(f, "{error}"),
@@ -218,20 +234,25 @@ impl Ingest {
             None => envelope.write_key().map_err(rejected)?,
         };
         let stamping = self.stamping(clock, (self.now)());
-        let prepared = self.prepare(call, &envelope, key, &stamping)?;
+        let mut prepared = self.prepare(call, &envelope, key, &stamping)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
             let first = first.expect("a request without events was rejected when it was decoded");
             return Err(Refusal::Rejected(first.rejection));
         }
-        let durability = self.append(prepared.lanes).await?;
-        self.stats.long_message_ids.add(prepared.long_message_ids);
+        let (letters, rejected) = (
+            std::mem::take(&mut prepared.letters),
+            std::mem::take(&mut prepared.rejected),
+        );
+        let (accepted, long_message_ids) = (prepared.accepted, prepared.long_message_ids);
+        let durability = self.append(prepared.runs()).await?;
+        self.stats.long_message_ids.add(long_message_ids);
         // Only now: a request that was not taken comes again, with the same bad events.
-        self.reject(prepared.letters);
+        self.reject(letters);
         Ok(Accepted {
-            accepted: prepared.accepted,
-            rejected: prepared.rejected,
+            accepted,
+            rejected,
             durability,
         })
     }
@@ -307,11 +328,19 @@ impl Ingest {
         let id_is_long = event.message_id_is_long();
         let run = prepared.lanes.entry(key.clone()).or_default();
         let before = run.byte_len();
-        stamp(event, envelope, stamping, run.buffer()).map_err(|rejection| Unfit {
-            lane: Some(lane_of(&key)),
-            rejection,
-        })?;
+        let stamped =
+            stamp(event, envelope, stamping, run.buffer()).map_err(|rejection| Unfit {
+                lane: Some(lane_of(&key)),
+                rejection,
+            })?;
         run.close_event();
+        if !rules.triggers.is_empty()
+            && let Some(facts) = Facts::of(&run.buffer()[stamped.bytes])
+        {
+            prepared
+                .copies
+                .add(&rules.triggers, &facts, stamping.received());
+        }
         prepared.bytes += run.byte_len() - before;
         prepared.accepted += 1;
         prepared.long_message_ids += u64::from(id_is_long);
@@ -320,26 +349,30 @@ impl Ingest {
 
     async fn append(
         &self,
-        by_key: impl IntoIterator<Item = (WriteKey, Run)>,
+        by_lane: impl IntoIterator<Item = (LaneName, Run)>,
     ) -> Result<Durability, Refusal> {
         let mut runs: Vec<(Arc<Lane>, Run)> = Vec::new();
         let mut counts = Vec::new();
-        for (key, run) in by_key.into_iter().filter(|(_, run)| !run.is_empty()) {
-            let lane = self
-                .queue
-                .lane(&lane_of(&key))
-                .ok_or(Refusal::TooManyLanes)?;
-            counts.push((self.stats.lane(&lane.id().to_string()), run.len() as u64));
+        let mut bytes = 0;
+        for (name, run) in by_lane.into_iter().filter(|(_, run)| !run.is_empty()) {
+            let lane = self.queue.lane(&name).ok_or(Refusal::TooManyLanes)?;
+            // Over all lanes an event counts once, and not once more for each webhook that wants it.
+            let once = name.destination == SEGMENT;
+            bytes += if once { run.byte_len() } else { 0 };
+            let stats = self.stats.lane(&lane.id().to_string());
+            counts.push((stats, run.len() as u64, once));
             runs.push((lane, run));
+        }
+        if runs.is_empty() {
+            return Ok(self.queue.durability());
         }
         let (queue, stats) = (self.queue.clone(), Arc::clone(&self.stats));
         // A task of its own: a client that goes away before its answer ends this one, and its events would be stored but not counted.
         let appending = tokio::spawn(async move {
-            let bytes: usize = runs.iter().map(|(_, run)| run.byte_len()).sum();
             let durability = queue.append(runs).await?;
-            for (lane, events) in counts {
+            for (lane, events, once) in counts {
                 lane.accepted_events.add(events);
-                stats.accepted_events.add(events);
+                stats.accepted_events.add(if once { events } else { 0 });
             }
             stats.accepted_bytes.add(bytes as u64);
             Ok(durability)
@@ -382,11 +415,21 @@ impl Ingest {
 struct Prepared {
     rules: Arc<Rules>,
     lanes: HashMap<WriteKey, Run>,
+    copies: Copies,
     accepted: usize,
     long_message_ids: u64,
     bytes: usize,
     rejected: Vec<RejectedItem>,
     letters: Vec<DeadLetter>,
+}
+
+impl Prepared {
+    /// The events, and their copies, by the lanes they go to.
+    fn runs(self) -> impl Iterator<Item = (LaneName, Run)> {
+        let own = self.lanes.into_iter();
+        own.map(|(key, run)| (lane_of(&key), run))
+            .chain(self.copies.0)
+    }
 }
 
 /// An event that cannot be accepted, and the lane it was meant for, where that is known.

@@ -4,7 +4,9 @@
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
 mod reload;
+mod webhook;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -15,12 +17,15 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::deliver::{self, RetryConfig, SegmentConfig};
-use crate::event::WriteKey;
+use crate::deliver::{self, RetryConfig, SegmentConfig, WEBHOOK_URLS_MAX, WebhookUrl};
 use crate::event::limits::EVENT_BYTES_MAX;
+use crate::event::{SharedSecret, WriteKey};
+use crate::ingest::{Receiver, Rules};
 use crate::profiles;
 use crate::queue;
 use crate::server::{AdminConfig, AdminToken, IngestConfig};
+
+pub use webhook::{ReceiverConfig, WebhookConfig};
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -40,6 +45,10 @@ pub struct Config {
     pub retry: RetryConfig,
     /// Profiles.
     pub profiles: profiles::Config,
+    /// Other destinations.
+    pub webhook: Vec<WebhookConfig>,
+    /// The way in for events from Segment.
+    pub receiver: ReceiverConfig,
     /// The end.
     pub shutdown: ShutdownConfig,
     /// The log.
@@ -56,6 +65,8 @@ impl Default for Config {
             segment: SegmentConfig::default(),
             retry: RetryConfig::default(),
             profiles: profiles::Config::default(),
+            webhook: Vec::new(),
+            receiver: ReceiverConfig::default(),
             shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
         }
@@ -217,6 +228,21 @@ impl Config {
         deliver::Config {
             segment: self.segment.clone(),
             retry: self.retry.clone(),
+            webhooks: self.webhook.iter().map(WebhookConfig::deliver).collect(),
+        }
+    }
+
+    /// Acceptance's part.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        let secret = &self.receiver.secret;
+        let receiver = Receiver {
+            secret: secret.clone(),
+        };
+        Rules {
+            triggers: self.webhook.iter().map(WebhookConfig::trigger).collect(),
+            receiver: self.receiver.enabled.then_some(receiver),
+            ..self.ingest.rules()
         }
     }
 
@@ -243,6 +269,15 @@ impl Config {
             if let Some(path) = path {
                 let read = profiles::Secret::new(&read_secret(path)?);
                 *token = Some(read.ok_or_else(|| wrong(path, TOKEN_RULE))?);
+            }
+        }
+        let webhooks = self.webhook.iter_mut();
+        let shared = webhooks.map(|webhook| (&webhook.secret_file, &mut webhook.secret));
+        let receiver = (&self.receiver.secret_file, &mut self.receiver.secret);
+        for (path, secret) in shared.chain([receiver]) {
+            if !path.as_os_str().is_empty() {
+                let read = SharedSecret::new(read_secret(path)?);
+                *secret = Some(read.ok_or_else(|| wrong(path, "the secret is empty"))?);
             }
         }
         Ok(())
@@ -361,8 +396,33 @@ impl Config {
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, key, rule)) => Err(Error::Range { key, rule }),
-            None => Ok(()),
+            None => self.check_webhooks(),
         }
+    }
+
+    fn check_webhooks(&self) -> Result<(), Error> {
+        let (mut names, mut urls_of_all) = (HashSet::new(), 0);
+        for webhook in &self.webhook {
+            let (name, urls) = (&webhook.name, &webhook.urls);
+            let distinct: HashSet<_> = urls.iter().map(WebhookUrl::expose).collect();
+            urls_of_all += urls.len();
+            let rule = if !names.insert(name) {
+                format!("must not have the same name twice: {name}")
+            } else if urls.is_empty() {
+                format!("needs at least one URL: {name}")
+            } else if distinct.len() < urls.len() {
+                format!("must not have the same URL twice: {name}")
+            } else if webhook.timeout.is_zero() {
+                format!("needs a timeout above 0: {name}")
+            } else if urls_of_all > WEBHOOK_URLS_MAX {
+                format!("must not have more than {WEBHOOK_URLS_MAX} URLs altogether")
+            } else {
+                continue;
+            };
+            let key = "webhook";
+            return Err(Error::Range { key, rule });
+        }
+        Ok(())
     }
 }
 
@@ -393,8 +453,8 @@ fn read_file(path: &Path) -> Result<Table, Error> {
 }
 
 /// A variable that begins like one of these and has a single underscore behind it is a slip, and becomes an error.
-const SECTIONS: [&str; 8] = [
-    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "PROFILES", "SHUTDOWN", "LOG",
+const SECTIONS: [&str; 9] = [
+    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "PROFILES", "RECEIVER", "SHUTDOWN", "LOG",
 ];
 
 /// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
@@ -552,6 +612,27 @@ mod tests {
     }
 
     #[test]
+    fn a_webhook_needs_no_more_than_a_name_and_a_url_and_shows_neither_url_nor_headers() {
+        let text = "[[webhook]]\nname = \"a\"\nurls = [\"http://host/t0ken\"]\n[webhook.headers]\nX-Key = \"s3cret\"\n\
+            [[webhook]]\nname = \"b\"\nurls = [\"http://host/\"]\nmax_age = \"\"\n[receiver]\nenabled = true\n";
+        let config = load(text, &[]).expect("loaded");
+        let [first, second] = &config.webhook[..] else {
+            panic!("two webhooks");
+        };
+        assert_eq!(first.timeout, Duration::from_secs(5));
+        assert_eq!(first.max_age, Some(Duration::from_secs(4 * 3600)));
+        assert_eq!(second.max_age, None);
+        assert_eq!(config.rules().triggers.len(), 2);
+        assert!(config.rules().receiver.is_some());
+        let shown = format!("{config:?} {:?} {:?}", config.rules(), config.deliver());
+        assert!(
+            !shown.contains("t0ken") && !shown.contains("s3cret"),
+            "{shown}"
+        );
+        assert_eq!(load("", &[]).expect("loaded").rules().receiver, None);
+    }
+
+    #[test]
     fn every_error_says_where_and_what() {
         for (text, variable, expected) in [
             (
@@ -660,6 +741,81 @@ mod tests {
                 "",
                 Some(("SEGSPOOL_LOG_LEVEL", "debug")),
                 "environment variable SEGSPOOL_LOG_LEVEL: unknown field `log_level`",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\n\nurls = [\"nowhere\"]\n",
+                None,
+                "config.toml:4: a webhook's URL is not valid: ",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"ftp://host/\"]\n",
+                None,
+                "config.toml:3: a webhook's URL must begin with https:// or http://",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = \"http://host/\"\n",
+                None,
+                "config.toml:3: invalid type",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\n[[webhook]]\nname = \"b\"\n",
+                None,
+                "config.toml:4: missing field `urls`",
+            ),
+            (
+                "[[webhook]]\nname = \"A b\"\nurls = [\"http://host/\"]\n",
+                None,
+                "config.toml:2: a webhook's name is made of a to z, 0 to 9 and -",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\ntypes = [\"tracks\"]\n",
+                None,
+                "config.toml:4: `tracks` is none of track, identify, page, screen, group, alias and delete",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nchannels = [\"web\"]\n",
+                None,
+                "config.toml:4: `web` is none of server, client, browser and mobile",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nheaders = { Host = \"x\" }\n",
+                None,
+                "config.toml:4: the header `Host` is not for a webhook to set",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nmax_age = \"long\"\n",
+                None,
+                "config.toml:4: ",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nspeed = 1\n",
+                None,
+                "config.toml:4: unknown field `speed`",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nsecret_file = \"/nowhere\"\n",
+                None,
+                "/nowhere: ",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = []\n",
+                None,
+                "webhook needs at least one URL: a",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\", \"http://host/\"]\n",
+                None,
+                "webhook must not have the same URL twice: a",
+            ),
+            (
+                "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\n[[webhook]]\nname = \"a\"\nurls = [\"http://other/\"]\n",
+                None,
+                "webhook must not have the same name twice: a",
+            ),
+            (
+                "",
+                Some(("SEGSPOOL_RECEIVER_ENABLED", "true")),
+                "environment variable SEGSPOOL_RECEIVER_ENABLED: unknown field",
             ),
             (
                 "[ingest]\nwrite_key_file = \"/nowhere\"\n",

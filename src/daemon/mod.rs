@@ -122,7 +122,7 @@ async fn live(
     .map_err(Error::Setup)?;
     let profiles = Profiles::new(&config.profiles, Arc::clone(&stats)).map_err(Error::Profiles)?;
     let server = server.with(profiles);
-    let rules = config.ingest.rules();
+    let rules = config.rules();
     let ingest = Arc::new(Ingest::new(rules, queue.clone(), Arc::clone(&stats)));
     let reload = Reload {
         load,

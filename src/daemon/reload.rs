@@ -44,7 +44,7 @@ impl Reload {
         let (new, kept) = config.reloaded(read);
         // First what can fail.
         self.retune.to(&new.deliver()).map_err(Error::Deliver)?;
-        self.ingest.go_by(new.ingest.rules());
+        self.ingest.go_by(new.rules());
         self.doorkeeper.go_by(&new.ingest);
         self.level.set(new.log.level);
         *config = new;

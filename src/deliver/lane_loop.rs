@@ -19,11 +19,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::backoff::Backoff;
+use super::destination::Destination;
 use super::portion::{Again, Portion};
 use super::request::Answer;
 use super::verdict::{Verdict, verdict};
 use super::{Context, Settings};
-use crate::batch::{Assembler, Batch, Envelope};
+use crate::batch::{Assembler, Batch};
 use crate::queue::{BuryError, DeadLetter, Hand, LaneReader, ReadError, Record};
 use crate::stats::{LaneState, LaneStats};
 
@@ -53,7 +54,7 @@ pub(super) struct LaneLoop {
     settings: Arc<Settings>,
     reader: LaneReader,
     stats: Arc<LaneStats>,
-    envelope: Envelope,
+    destination: Arc<Destination>,
     hand: Hand,
     assembler: Assembler,
     /// What the next batch of events never sent begins with.
@@ -78,14 +79,14 @@ pub(super) struct LaneLoop {
 impl LaneLoop {
     pub(super) fn new(context: Arc<Context>, reader: LaneReader) -> LaneLoop {
         let lane = reader.lane();
-        let envelope = Envelope::segment(lane.name().expose_key());
         let settings = Arc::clone(&context.settings.borrow());
+        let destination = Arc::new(Destination::of(lane.name(), &settings));
         let retry = &settings.config.retry;
         LaneLoop {
             stats: context.stats.lane(&lane.id().to_string()),
             hand: Hand::default(),
-            assembler: Assembler::new(settings.config.segment.limits(), envelope.bytes()),
-            envelope,
+            assembler: Assembler::new(destination.limits(), destination.envelope_bytes()),
+            destination,
             aside: None,
             again: Again::default(),
             backoff: Backoff::new(retry.base, retry.max),
@@ -132,7 +133,7 @@ impl LaneLoop {
         if self.suspect || !self.proven || self.searching {
             1
         } else {
-            self.settings.config.segment.concurrency
+            self.destination.concurrency()
         }
     }
 
@@ -155,8 +156,9 @@ impl LaneLoop {
         if self.settings.config.retry != *retry {
             self.backoff = Backoff::new(retry.base, retry.max);
         }
-        self.assembler.set_limits(settings.config.segment.limits());
         let is_mended = self.settings.config.segment != settings.config.segment;
+        self.destination = Arc::new(Destination::of(self.reader.lane().name(), &settings));
+        self.assembler.set_limits(self.destination.limits());
         self.settings = settings;
         if is_mended || self.stats.state() == LaneState::Held {
             self.pause_until = None;
@@ -167,12 +169,7 @@ impl LaneLoop {
     async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
         passed(self.pace_until).await;
         self.batch_due().await;
-        let slots = if self.suspect {
-            &self.context.suspect_slots
-        } else {
-            &self.context.slots
-        };
-        let slots: Arc<Semaphore> = Arc::clone(slots);
+        let slots: Arc<Semaphore> = Arc::clone(self.destination.slots(&self.context, self.suspect));
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             return slot;
         }
@@ -205,7 +202,7 @@ impl LaneLoop {
             tokio::select! {
                 () = self.reader.published() => {}
                 _ = hurry.wait_for(|hurry| *hurry) => return,
-                () = sleep_until(since + self.settings.config.segment.linger) => return,
+                () = sleep_until(since + self.destination.linger()) => return,
             }
         }
     }
@@ -237,8 +234,8 @@ impl LaneLoop {
                     return Err(error);
                 }
             };
-            let limits = self.settings.config.segment.limits();
-            let mut assembler = Assembler::new(limits, self.envelope.bytes());
+            let (limits, envelope) = (self.destination.limits(), self.destination.envelope_bytes());
+            let mut assembler = Assembler::new(limits, envelope);
             for record in self.without_expired(records).await {
                 assembler.push(record);
             }
@@ -319,37 +316,25 @@ impl LaneLoop {
         if portion.attempts > 0 {
             self.stats.retries.add(1);
         }
-        if portion.unanswered_ms.is_some_and(|then| is_late(then, now)) {
+        let is_late = portion.unanswered_ms.is_some_and(|then| is_late(then, now));
+        if is_late && self.destination.deduplicates() {
             warn!(
                 lane = %self.reader.lane().id(), events,
                 "events are sent again more than 24 h after a call that got no answer; if it did arrive, Segment may count them twice"
             );
         }
-        let pace = self.settings.config.segment.max_events_per_second;
+        let pace = self.destination.events_a_second();
         if pace > 0 {
             let from = self
                 .pace_until
                 .map_or(Instant::now(), |until| until.max(Instant::now()));
             self.pace_until = Some(from + Duration::from_secs(1) * events as u32 / pace);
         }
-        let settings = Arc::clone(&self.settings);
-        let name = self.reader.lane().name().clone();
-        let envelope = self.envelope.clone();
+        let destination = Arc::clone(&self.destination);
         Box::pin(async move {
             let _slot = slot;
-            let body_bytes = envelope.body_bytes(&batch);
-            let sender = &settings.sender;
-            let answer = match sender.pass().await {
-                Ok(pass) => {
-                    // At every attempt anew, and at its last moment: Segment takes the time between sentAt and its own receipt
-                    // for the sender's clock error.
-                    let body = envelope.body(&batch, Timestamp::now());
-                    drop(batch);
-                    let key = name.expose_key();
-                    sender.send(&pass, key, body, portion.attempts).await
-                }
-                Err(unsent) => unsent,
-            };
+            let body_bytes = destination.body_bytes(&batch);
+            let answer = destination.call(batch, portion.attempts).await;
             Called {
                 portion,
                 events,
@@ -493,7 +478,7 @@ impl LaneLoop {
     /// Makes dead letters of the events that are older than the operator wants any to become, and returns the others. What cannot
     /// be buried is still good to be delivered.
     async fn without_expired(&mut self, records: Vec<Record>) -> Vec<Record> {
-        let Some(max_age) = self.settings.config.retry.max_age else {
+        let (Some(max_age), setting) = self.destination.max_age() else {
             return records;
         };
         let oldest = Timestamp::now().as_millisecond() - max_age.as_millis() as i64;
@@ -504,17 +489,17 @@ impl LaneLoop {
         }
         let letter = DeadLetter {
             code: "expired".into(),
-            reason: "the event is older than retry.max_age".into(),
+            reason: format!("the event is older than {setting}"),
             ..self.letter()
         };
         let lane = self.reader.lane().id();
         let events: usize = expired.iter().map(Record::len).sum();
         match self.bury(&expired, &letter).await {
             Ok(()) => {
-                warn!(%lane, events, "events are older than retry.max_age; they are dead letters now");
+                warn!(%lane, events, setting, "events are older than a setting allows; they are dead letters now");
             }
             Err(error) => {
-                error!(%lane, %error, "events older than retry.max_age stay in their lane");
+                error!(%lane, %error, setting, "events older than a setting allows stay in their lane");
                 fresh.splice(..0, expired);
             }
         }
@@ -565,7 +550,7 @@ impl LaneLoop {
         let attempt = self.backoff.failures();
         if !self.suspect || self.stats.state() != state {
             if state == LaneState::Held {
-                error!(%lane, reason, "a lane is held; its key, OAuth credentials or endpoint need attention");
+                error!(%lane, reason, "a lane is held; its key, OAuth credentials or endpoint, or its webhook's URL or headers, need attention");
             } else {
                 warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }

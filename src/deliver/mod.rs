@@ -1,9 +1,10 @@
 //! Delivery: one loop a lane, each with its own pace. Never gives up, never drops.
 //!
 //! `verdict` decides what an answer means, `backoff` how long to wait, `request` makes the call; `lane_loop` performs it:
-//! wait, fill, send, judge, settle. A lane in trouble waits by itself. Calls under way are bounded over all lanes; lanes that
+//! wait, fill, send, judge, settle; `destination` knows what is particular to Segment and to webhooks. A lane in trouble waits by itself. Calls under way are bounded over all lanes; lanes that
 //! have just failed share slots of their own, so that calls into a black hole never use up those of healthy lanes.
 
+mod destination;
 mod lane_loop;
 
 mod backoff;
@@ -11,6 +12,7 @@ mod portion;
 mod request;
 mod verdict;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +22,28 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::batch::Limits;
-use crate::queue::{NewLanes, Queue};
+use crate::event::SharedSecret;
+use crate::ingest::webhook_lane;
+use crate::queue::{LaneName, NewLanes, Queue};
 use crate::stats::Stats;
 
-pub use request::SetupError;
+pub use request::{SetupError, WebhookHeaders, WebhookUrl};
 
+use destination::{WEBHOOK_CALLS_MAX, Webhook};
 use lane_loop::LaneLoop;
-use request::Sender;
+use request::{Hook, Sender};
 
 /// Calls under way over all lanes. Each holds a body of up to 500 KB and the records it was made of.
 const CALLS_MAX: usize = 32;
 /// Calls under way of lanes whose last call failed.
 const SUSPECT_CALLS_MAX: usize = 16;
+
+/// URLs of all webhooks together. There is a slot for every call that they may have under way, so none ever waits for another.
+pub const WEBHOOK_URLS_MAX: usize = 32;
+/// How long a call to a webhook may take, unless the operator says otherwise: Segment waits as long.
+pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// For how long an event is offered to a webhook, unless the operator says otherwise: Segment does it as long.
+pub const WEBHOOK_MAX_AGE: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// Delivery's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +52,25 @@ pub struct Config {
     pub segment: SegmentConfig,
     /// What to do when that fails.
     pub retry: RetryConfig,
+    /// Where else to.
+    pub webhooks: Vec<WebhookConfig>,
+}
+
+/// A webhook, as far as delivery knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// What it is called.
+    pub name: String,
+    /// Where events are posted; each URL is a lane of its own.
+    pub urls: Vec<WebhookUrl>,
+    /// What each call says besides.
+    pub headers: WebhookHeaders,
+    /// What bodies are signed with.
+    pub secret: Option<SharedSecret>,
+    /// How long a call may take.
+    pub timeout: Duration,
+    /// Events that have waited longer become dead letters; none for ever.
+    pub max_age: Option<Duration>,
 }
 
 /// `[segment]`
@@ -164,13 +195,30 @@ impl SegmentConfig {
 struct Settings {
     config: Config,
     sender: Sender,
+    webhooks: HashMap<LaneName, Arc<Webhook>>,
 }
 
 impl Settings {
     fn new(config: &Config) -> Result<Settings, SetupError> {
+        let mut webhooks = HashMap::new();
+        for webhook in &config.webhooks {
+            for url in &webhook.urls {
+                let hook = Hook::new(
+                    url,
+                    &webhook.headers,
+                    webhook.secret.as_ref(),
+                    webhook.timeout,
+                    config.retry.max_retry_after,
+                )?;
+                let max_age = webhook.max_age;
+                let name = webhook_lane(&webhook.name, url.expose());
+                webhooks.insert(name, Arc::new(Webhook { hook, max_age }));
+            }
+        }
         Ok(Settings {
             sender: Sender::new(config)?,
             config: config.clone(),
+            webhooks,
         })
     }
 }
@@ -183,6 +231,7 @@ struct Context {
     stats: Arc<Stats>,
     slots: Arc<Semaphore>,
     suspect_slots: Arc<Semaphore>,
+    webhook_slots: Arc<Semaphore>,
     /// Whether batches go without waiting to fill.
     hurry: watch::Sender<bool>,
 }
@@ -237,6 +286,7 @@ impl Deliver {
             stats,
             slots: Arc::new(Semaphore::new(CALLS_MAX)),
             suspect_slots: Arc::new(Semaphore::new(SUSPECT_CALLS_MAX)),
+            webhook_slots: Arc::new(Semaphore::new(WEBHOOK_URLS_MAX * WEBHOOK_CALLS_MAX)),
             hurry: watch::Sender::new(false),
         };
         Ok(Deliver {
@@ -276,14 +326,14 @@ impl Deliver {
 }
 
 /// A duration as people write it, where an empty one is none.
-mod duration_or_none {
+pub(crate) mod duration_or_none {
     use std::time::Duration;
 
     use jiff::fmt::friendly;
     use serde::{Deserialize as _, Deserializer, Serializer, de};
 
     #[expect(clippy::ref_option, reason = "serde hands fields over like this")]
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         duration: &Option<Duration>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
@@ -292,7 +342,7 @@ mod duration_or_none {
         to.serialize_str(text.as_deref().unwrap_or_default())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<Duration>, D::Error> {
         let text = String::deserialize(from)?;

@@ -65,23 +65,14 @@ pub fn decode_batch(body: &[u8]) -> Result<Envelope<'_>, Rejection> {
         Category::Data => Rejection::new(Code::NotAnObject, "the body is not a JSON object"),
     })?;
 
-    let Some(Items { events, count }) = parts.batch else {
+    let Some(items) = parts.batch else {
         return Err(Rejection::new(
             Code::BatchNotDefined,
             "the body has no `batch`",
         ));
     };
-    if count == 0 {
-        return Err(Rejection::new(Code::EmptyBatch, "`batch` is empty"));
-    }
-    if count > REQUEST_EVENTS_MAX {
-        return Err(Rejection::new(
-            Code::TooManyEvents,
-            format!("`batch` has {count} events, more than {REQUEST_EVENTS_MAX}"),
-        ));
-    }
     Ok(Envelope {
-        events,
+        events: items.checked("`batch`")?,
         write_key: parts.write_key,
         context: parts.context.filter(|context| context.is_object()),
         integrations: parts
@@ -109,6 +100,22 @@ pub fn decode_event(path: Option<Kind>, body: &[u8]) -> Result<Envelope<'_>, Rej
     let json = serde_json::from_str(text(body)?).map_err(|error| invalid_json(&error))?;
     Ok(Envelope {
         events: vec![RawEvent { json, path }],
+        ..Envelope::default()
+    })
+}
+
+/// Reads what Segment's own webhooks post: one event, or an array of them.
+///
+/// # Errors
+/// [`Code::InvalidJson`], [`Code::EmptyBatch`] and [`Code::TooManyEvents`].
+pub fn decode_received(body: &[u8]) -> Result<Envelope<'_>, Rejection> {
+    let text = text(body)?;
+    if !text.trim_start().starts_with('[') {
+        return decode_event(None, body);
+    }
+    let items: Items<'_> = serde_json::from_str(text).map_err(|error| invalid_json(&error))?;
+    Ok(Envelope {
+        events: items.checked("the array")?,
         ..Envelope::default()
     })
 }
@@ -190,6 +197,24 @@ impl<'de> Deserialize<'de> for Parts<'de> {
 struct Items<'a> {
     events: Vec<RawEvent<'a>>,
     count: usize,
+}
+
+impl<'a> Items<'a> {
+    /// The events, where there are some and not too many.
+    fn checked(self, whole: &str) -> Result<Vec<RawEvent<'a>>, Rejection> {
+        let Items { events, count } = self;
+        match count {
+            0 => Err(Rejection::new(
+                Code::EmptyBatch,
+                format!("{whole} is empty"),
+            )),
+            1..=REQUEST_EVENTS_MAX => Ok(events),
+            _ => Err(Rejection::new(
+                Code::TooManyEvents,
+                format!("{whole} has {count} events, more than {REQUEST_EVENTS_MAX}"),
+            )),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Items<'de> {

@@ -7,6 +7,9 @@
 /// Segment says 32 KB without saying whether KB is 1000 or 1024, and most of its SDKs let 32 * 1024 pass.
 pub const EVENT_BYTES_MAX: usize = 32_768;
 
+/// Bytes of one event that Segment's webhooks post: it was an event of at most 32 KB, to which Segment has added what it knows.
+pub const RECEIVED_BYTES_MAX: usize = 2 * EVENT_BYTES_MAX;
+
 /// Members of one event. The smallest member takes five bytes (`"":1,`), so an event with more is above
 /// [`EVENT_BYTES_MAX`]; knowing it early bounds the memory that a hostile event can ask for.
 pub const EVENT_MEMBERS_MAX: usize = EVENT_BYTES_MAX / 5;

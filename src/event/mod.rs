@@ -16,6 +16,8 @@
 //!   `timestamp`, `type`, the envelope's `context` and `integrations`) and leaves out `sentAt`, which would be wrong by
 //!   the time of delivery. Where asked to, it corrects the `timestamp` of a sender whose clock is off.
 //!
+//! Beside them, [`Facts`] are what a webhook chooses an accepted event by, and [`SharedSecret`] signs what it is sent.
+//!
 //! All else is forwarded byte for byte, because no parser agrees with every other: keys and values stay the text they
 //! came as, whatever the length of a number, the escapes in a string or the depth of a value. Only the white space
 //! between an event's own members goes. A member this module reads, given twice, is sent once, with the value that came
@@ -34,6 +36,9 @@ mod validate;
 mod skew;
 mod stamp;
 
+mod facts;
+mod secret;
+
 pub mod limits;
 mod rejection;
 
@@ -43,10 +48,12 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Envelope, RawEvent, decode_batch, decode_event, decode_single};
+pub use decode::{Envelope, RawEvent, decode_batch, decode_event, decode_received, decode_single};
+pub use facts::{Channel, Facts};
 pub use kind::Kind;
 pub use pixel::decode_pixel;
 pub use rejection::{Code, Rejection};
+pub use secret::SharedSecret;
 pub use stamp::{Event, Stamp, stamp};
 pub use validate::{CheckedEvent, validate};
 pub use write_key::WriteKey;

@@ -40,6 +40,11 @@ impl Stamp {
         }
     }
 
+    /// The time of these requests.
+    pub fn received(&self) -> Timestamp {
+        self.received
+    }
+
     /// Corrects the times of senders whose clock is off by more than `over`. Only for senders that have a clock of their
     /// own: by the same clock, `sentAt` tells no more than how long a request was on its way.
     #[must_use]

@@ -1,17 +1,20 @@
 //! Accepts dead letters again: back through validation, into their lanes, and only then out of the dead letters.
 //!
-//! An event keeps its messageId, and has its timestamp from the time it was first accepted at. One that is rejected again stays a dead letter, with its new
-//! reason. Replayed events count as accepted again. A crash on the way may leave an event both in its lane and a dead letter, never
+//! An event keeps its messageId, and has its timestamp from the time it was first accepted at. One that is rejected again stays a
+//! dead letter, with its new reason. What a webhook refused goes to that webhook alone, as it was; and what Segment refused went to
+//! the webhooks when it was accepted, and goes there no second time. Replayed events count as accepted again. A crash on the way may
+//! leave an event both in its lane and a dead letter, never
 //! in neither.
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
+use super::trigger::Copies;
+use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT, WEBHOOK};
 use crate::event::{
     Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
 };
-use crate::queue::{DeadLetter, Filter, LetterId, Run, Unavailable};
+use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Run, Unavailable};
 
 /// Letters that are accepted again with one sync. Their events are in memory meanwhile.
 const PORTION_LETTERS: usize = 500;
@@ -122,7 +125,13 @@ impl Ingest {
         &self,
         id: LetterId,
         letter: &DeadLetter,
-    ) -> Result<Vec<(WriteKey, Run)>, Rejection> {
+    ) -> Result<Vec<(LaneName, Run)>, Rejection> {
+        let lane = letter.lane.as_ref();
+        if let Some(lane) = lane.filter(|lane| lane.destination == WEBHOOK) {
+            let mut run = Run::default();
+            run.push(&letter.event);
+            return Ok(vec![(lane.clone(), run)]);
+        }
         let message;
         let call = letter.call.as_deref();
         let envelope = match call.map(|call| (call, call.strip_prefix(PIXEL))) {
@@ -134,7 +143,6 @@ impl Ingest {
             Some((kind, None)) => decode_event(Kind::from_name(kind), &letter.event)?,
             None => decode_event(None, &letter.event)?,
         };
-        let lane = letter.lane.as_ref();
         let key = match lane.filter(|lane| lane.destination == SEGMENT) {
             Some(lane) => Some(WriteKey::new(lane.expose_key())?),
             None => envelope.write_key()?,
@@ -144,12 +152,15 @@ impl Ingest {
         let seed = Uuid::new_v5(&Uuid::NAMESPACE_OID, id.to_string().as_bytes());
         let stamping =
             Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now())).with_ids_from(seed);
-        let prepared = self
+        let mut prepared = self
             .prepare(Call::Batch, &envelope, key, &stamping)
             .map_err(|refusal| Rejection::new(Code::EventTooLarge, refusal.to_string()))?;
-        match prepared.rejected.into_iter().next() {
+        if id.was_accepted() {
+            prepared.copies = Copies::default();
+        }
+        match std::mem::take(&mut prepared.rejected).into_iter().next() {
             Some(item) => Err(item.rejection),
-            None => Ok(prepared.lanes.into_iter().collect()),
+            None => Ok(prepared.runs().collect()),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HeaderName};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
 use tokio::sync::watch;
@@ -17,9 +17,12 @@ use super::profiles::ProfileDesk;
 use super::reply::{self, Error, Reply};
 use super::routes::{self, Route};
 use crate::event::{Code, Kind, Rejection, WriteKey};
-use crate::ingest::{Accepted, Call, Clock, Ingest};
+use crate::ingest::{Accepted, Call, Clock, Ingest, Receiver};
 use crate::profiles::is_profile_path;
 use crate::stats::Stats;
+
+/// The header in which Segment signs what its webhooks post.
+static SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 
 /// What the ingest listener works with.
 #[derive(Debug)]
@@ -65,9 +68,14 @@ impl Service for IngestListener {
 impl IngestListener {
     async fn answer(&self, peer: Peer, head: &Parts, body: &mut Incoming) -> Result<Reply, Error> {
         let route = routes::ingest(head.uri.path()).ok_or(Error::NotFound)?;
+        if route == Route::Received && self.ingest.receiver().is_none() {
+            return Err(Error::NotFound);
+        }
         match (&head.method, route) {
             (&Method::POST, _) | (&Method::GET, Route::Pixel(_)) => {}
-            (&Method::OPTIONS, _) => return Ok(reply::preflight(route.methods())),
+            (&Method::OPTIONS, Route::Events(_) | Route::Pixel(_) | Route::ClientMetrics) => {
+                return Ok(reply::preflight(route.methods()));
+            }
             _ => {
                 return Err(Error::Method {
                     allowed: route.methods(),
@@ -78,6 +86,11 @@ impl IngestListener {
         match route {
             Route::Events(call) => {
                 let accepted = self.accept(call, peer, head, body).await?;
+                Ok(reply::accepted(&accepted))
+            }
+            Route::Received => {
+                let receiver = self.ingest.receiver().ok_or(Error::NotFound)?;
+                let accepted = self.receive(&receiver, head, body).await?;
                 Ok(reply::accepted(&accepted))
             }
             Route::Pixel(kind) => Ok(self.pixel(kind, peer, head, body).await),
@@ -139,6 +152,20 @@ impl IngestListener {
             Peer::Remote => Clock::Foreign,
         };
         let accepted = self.ingest.accept(call, clock, credentials, content).await;
+        accepted.map_err(Error::Refused)
+    }
+
+    async fn receive(
+        &self,
+        receiver: &Receiver,
+        head: &Parts,
+        body: &mut Incoming,
+    ) -> Result<Accepted, Error> {
+        let content = self.bodies.read(&head.headers, body).await;
+        let content = content.map_err(Error::Body)?;
+        let signature = head.headers.get(&SIGNATURE);
+        let signature = signature.and_then(|value| value.to_str().ok());
+        let accepted = self.ingest.receive(receiver, signature, &content).await;
         accepted.map_err(Error::Refused)
     }
 

@@ -93,13 +93,14 @@ pub struct IngestConfig {
 }
 
 impl IngestConfig {
-    /// What of it concerns events.
+    /// What of it concerns events; webhooks are told of elsewhere.
     #[must_use]
     pub fn rules(&self) -> Rules {
         Rules {
             write_key: self.write_key.clone(),
             allowed_write_keys: self.allowed_write_keys.clone(),
             clock_skew_over: self.clock_skew_over,
+            ..Rules::default()
         }
     }
 }

@@ -211,6 +211,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
             Refusal::Rejected(rejection) => {
                 (StatusCode::BAD_REQUEST, rejection.code().as_str(), None)
             }
+            Refusal::NotSigned => (StatusCode::UNAUTHORIZED, "signature_not_valid", None),
             Refusal::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "events_too_large", None),
             Refusal::TooManyLanes => (
                 StatusCode::TOO_MANY_REQUESTS,

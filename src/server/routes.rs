@@ -10,6 +10,8 @@ pub(super) enum Route {
     Events(Call),
     /// An event in the address of a picture.
     Pixel(Kind),
+    /// Events that Segment's own webhooks post.
+    Received,
     /// What analytics.js reports of itself. Not events: answered and discarded.
     ClientMetrics,
 }
@@ -20,6 +22,8 @@ impl Route {
         match self {
             Route::Pixel(_) => "GET, POST, OPTIONS",
             Route::Events(_) | Route::ClientMetrics => "POST, OPTIONS",
+            // No page has any business here.
+            Route::Received => "POST",
         }
     }
 }
@@ -31,6 +35,7 @@ pub(super) fn ingest(path: &str) -> Option<Route> {
     let mut next = || segments.next();
     match (next()?, next()?, next(), next()) {
         ("v1", "batch" | "b" | "import", None, None) => Some(Route::Events(Call::Batch)),
+        ("v1", "webhook", None, None) => Some(Route::Received),
         ("v1", "m", None, None) => Some(Route::ClientMetrics),
         ("v1", "pixel", Some(call), None) => Kind::from_path(call).map(Route::Pixel),
         ("v1", name, None, None) => {
@@ -67,6 +72,8 @@ mod tests {
             ("/v1/alias/", single(Kind::Alias)),
             ("/v1/a", single(Kind::Alias)),
             ("/v1/m", Some(Route::ClientMetrics)),
+            ("/v1/webhook", Some(Route::Received)),
+            ("/v1/webhook/x", None),
             ("/v1/pixel/track", Some(Route::Pixel(Kind::Track))),
             ("/v1/pixel/a", Some(Route::Pixel(Kind::Alias))),
             ("//v1//pixel//page/", Some(Route::Pixel(Kind::Page))),

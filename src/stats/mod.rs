@@ -71,7 +71,7 @@ pub struct Stats {
     pub started: Instant,
     /// Requests that reached an ingest route.
     pub requests: Counter,
-    /// Events answered 200.
+    /// Events answered 200 on their way to Segment. A webhook's copies count in its lanes alone.
     pub accepted_events: Counter,
     /// Their bytes as stored, before compression.
     pub accepted_bytes: Counter,
@@ -81,6 +81,8 @@ pub struct Stats {
     pub refused_requests: Counter,
     /// Accepted events with a messageId so long that parts of Segment drop them.
     pub long_message_ids: Counter,
+    /// Events that Segment's webhooks have posted.
+    pub received_events: Counter,
     /// Reports of analytics.js on itself, which are discarded.
     pub client_metrics: Counter,
     /// What is counted of profiles.
@@ -99,6 +101,7 @@ impl Default for Stats {
             rejected_events: Counter::default(),
             refused_requests: Counter::default(),
             long_message_ids: Counter::default(),
+            received_events: Counter::default(),
             client_metrics: Counter::default(),
             profiles: ProfileStats::default(),
             delivered: Rate::default(),

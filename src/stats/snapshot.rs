@@ -35,7 +35,7 @@ pub struct Snapshot {
 pub struct IngestSnapshot {
     /// Requests that reached an ingest route.
     pub requests: u64,
-    /// Events answered 200.
+    /// Events answered 200 on their way to Segment. A webhook's copies count in its lanes alone.
     pub accepted_events: u64,
     /// Their bytes as stored, before compression.
     pub accepted_bytes: u64,
@@ -46,6 +46,9 @@ pub struct IngestSnapshot {
     /// Accepted events with a messageId so long that parts of Segment drop them.
     #[serde(default)]
     pub long_message_ids: u64,
+    /// Events that Segment's webhooks have posted.
+    #[serde(default)]
+    pub received_events: u64,
     /// Reports of analytics.js on itself, which are discarded.
     #[serde(default)]
     pub client_metrics: u64,

@@ -46,7 +46,7 @@ async fn get(relay: &Relay, path: &str) -> Value {
     body
 }
 
-async fn replay(relay: &Relay, query: &str) -> Value {
+pub(crate) async fn replay(relay: &Relay, query: &str) -> Value {
     let (status, body) = ask(
         relay,
         Method::POST,

@@ -67,7 +67,8 @@ async fn a_pause_outlives_a_restart_whether_something_waits_or_not() {
         );
     }
     relay.track("KEY-FULL", &ids("waiting", 0..1)).await;
-    assert!(relay.stop().await.success());
+    // What was answered holds, however the process ends.
+    relay.kill();
 
     let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
     relay.track("KEY-IDLE", &ids("late", 0..1)).await;

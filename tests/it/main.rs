@@ -24,3 +24,4 @@ mod profiles;
 mod reload;
 mod trace;
 mod verdicts;
+mod webhooks;

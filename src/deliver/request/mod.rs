@@ -1,9 +1,11 @@
 //! One call to a destination, and its answer. This folder alone, of delivery, names reqwest.
 //!
-//! `connections` are kept and opened anew; `oauth` fetches the tokens that may stand in for a write key.
+//! `connections` are kept and opened anew; `oauth` fetches the tokens that may stand in for a write key; `webhook` calls URLs other
+//! than Segment's.
 
 mod connections;
 mod oauth;
+mod webhook;
 
 use std::time::Duration;
 
@@ -13,6 +15,10 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Response, Url};
 
 use super::Config;
+
+pub use webhook::{WebhookHeaders, WebhookUrl};
+
+pub(super) use webhook::Hook;
 
 use connections::Connections;
 use oauth::{Token, Tokens};
@@ -146,7 +152,7 @@ impl Sender {
             request.body(body)
         };
         let answer = match request.send().await {
-            Ok(response) => self.read(response).await,
+            Ok(response) => read(response, self.retry_after_max).await,
             Err(error) => Answer::Unanswered {
                 error: describe(error),
             },
@@ -168,25 +174,25 @@ impl Sender {
             _ => answer,
         }
     }
+}
 
-    async fn read(&self, mut response: Response) -> Answer {
-        let status = response.status().as_u16();
-        let retry_after = pause(response.headers(), Timestamp::now())
-            .map(|pause| pause.min(self.retry_after_max));
-        let mut body = Vec::new();
-        // A 2xx counts by its status, whatever becomes of the body; elsewhere the body is only to be shown.
-        while let Ok(Some(chunk)) = response.chunk().await {
-            let room = ANSWER_BYTES_MAX - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if body.len() == ANSWER_BYTES_MAX {
-                break;
-            }
+async fn read(mut response: Response, retry_after_max: Duration) -> Answer {
+    let status = response.status().as_u16();
+    let retry_after =
+        pause(response.headers(), Timestamp::now()).map(|pause| pause.min(retry_after_max));
+    let mut body = Vec::new();
+    // A 2xx counts by its status, whatever becomes of the body; elsewhere the body is only to be shown.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = ANSWER_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == ANSWER_BYTES_MAX {
+            break;
         }
-        Answer::Answered {
-            status,
-            retry_after,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        }
+    }
+    Answer::Answered {
+        status,
+        retry_after,
+        body: String::from_utf8_lossy(&body).into_owned(),
     }
 }
 

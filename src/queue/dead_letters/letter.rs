@@ -125,6 +125,12 @@ impl LetterId {
         LetterId::new(LetterId::EVENT, position, index, accepted_at_ms)
     }
 
+    /// Whether its event was once accepted, and left its lane dead.
+    #[must_use]
+    pub fn was_accepted(self) -> bool {
+        self.0[0] == LetterId::EVENT
+    }
+
     /// That of the `n`th event rejected by this process.
     pub(super) fn of_rejected(now_ms: i64, n: u32, accepted_at_ms: i64) -> LetterId {
         LetterId::new(LetterId::REJECTED, now_ms.unsigned_abs(), n, accepted_at_ms)

@@ -26,6 +26,7 @@ impl AdminListener {
                 rejected_events: self.stats.rejected_events.get(),
                 refused_requests: self.stats.refused_requests.get(),
                 long_message_ids: self.stats.long_message_ids.get(),
+                received_events: self.stats.received_events.get(),
                 client_metrics: self.stats.client_metrics.get(),
             },
             queue,
