@@ -111,6 +111,12 @@ async fn live(
     let server = Server::bind(&config.ingest, &config.admin, &config.data_dir)
         .await
         .map_err(Error::Bind)?;
+    if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
+        warn!(
+            admin = %config.admin.listen,
+            "the admin listener lets everybody who can reach it read and delete dead letters; set admin.token_file"
+        );
+    }
     let (queue, new_lanes) = open_queue(&config).await?;
     let stats = Arc::new(Stats::default());
     let deliver = Deliver::new(
