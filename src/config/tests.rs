@@ -353,6 +353,17 @@ fn every_error_says_where_and_what() {
 }
 
 #[test]
+fn a_url_without_its_brackets_is_not_shown_since_it_may_hold_a_token() {
+    let text = "[[webhook]]\nname = \"a\"\nurls = \"https://example.test/t0ken\"\n";
+    let error = load(text, &[]).expect_err("no list").to_string();
+    assert!(
+        error.contains("config.toml:3: `urls` is a list of URLs"),
+        "{error}"
+    );
+    assert!(!error.contains("t0ken"), "{error}");
+}
+
+#[test]
 fn no_message_shows_a_key() {
     let long = "k".repeat(300);
     for (text, variable) in [

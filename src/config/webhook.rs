@@ -1,10 +1,12 @@
 //! `[[webhook]]` and `[receiver]`: what acceptance and delivery are told of webhooks.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::de::{self, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::deliver::{self, WebhookHeaders, WebhookUrl};
 use crate::event::{Channel, Kind, SharedSecret};
@@ -21,6 +23,7 @@ pub struct WebhookConfig {
     #[serde(deserialize_with = "name")]
     pub name: String,
     /// Where events are posted; each URL is a lane of its own.
+    #[serde(deserialize_with = "urls")]
     pub urls: Vec<WebhookUrl>,
     /// Types of events; empty for all.
     #[serde(default, deserialize_with = "types")]
@@ -113,6 +116,32 @@ fn name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
         return Err(D::Error::custom(rule));
     }
     Ok(name)
+}
+
+/// A list of URLs. Where there is one without its brackets, the error does not show it: it may hold a token.
+fn urls<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<WebhookUrl>, D::Error> {
+    struct Urls;
+
+    impl<'de> Visitor<'de> for Urls {
+        type Value = Vec<WebhookUrl>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of URLs")
+        }
+
+        fn visit_str<E: de::Error>(self, _: &str) -> Result<Self::Value, E> {
+            Err(E::custom("`urls` is a list of URLs"))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut urls = Vec::new();
+            while let Some(url) = list.next_element()? {
+                urls.push(url);
+            }
+            Ok(urls)
+        }
+    }
+    from.deserialize_any(Urls)
 }
 
 fn types<'de, D: Deserializer<'de>>(from: D) -> Result<HashSet<String>, D::Error> {

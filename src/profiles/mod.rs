@@ -163,9 +163,6 @@ impl Profiles {
             Some(Found::Stale(answer, age)) => Some((answer, age)),
             None => None,
         };
-        if !self.may_call() {
-            return Err(Error::TooFast);
-        }
         let answer = timeout(self.timeout, self.call(&target)).await;
         let answer = answer.unwrap_or(Err(Error::TimedOut));
         self.tell(&answer);
@@ -192,6 +189,10 @@ impl Profiles {
     async fn call(&self, target: &str) -> Result<Answer, Error> {
         let call = self.calls.acquire().await;
         let _call = call.expect("the semaphore is never closed");
+        // Only now: those that waited here would go out all at once.
+        if !self.may_call() {
+            return Err(Error::TooFast);
+        }
         let first = self.upstream.get(target).await;
         let again = match &first {
             // Who names a time would not like to be asked before.
@@ -243,6 +244,8 @@ impl Profiles {
     /// Says in the log when the Profile API begins to fail, and when it no longer does.
     fn tell(&self, answer: &Result<Answer, Error>) {
         let trouble = match answer {
+            // That is our own doing.
+            Err(Error::TooFast) => return,
             Ok(answer) => {
                 let (status, request_id) = (answer.status, answer.request_id.as_deref());
                 debug!(status, request_id, "the Profile API has answered");
