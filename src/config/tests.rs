@@ -249,7 +249,7 @@ fn every_error_says_where_and_what() {
         (
             "[[webhook]]\nname = \"a\"\nurls = \"http://host/\"\n",
             None,
-            "config.toml:3: invalid type",
+            "config.toml:3: `urls` is a list of URLs",
         ),
         (
             "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\n[[webhook]]\nname = \"b\"\n",
