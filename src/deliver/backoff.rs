@@ -38,6 +38,14 @@ impl Backoff {
         }
     }
 
+    /// How long to wait after that many failures in a row.
+    pub(super) fn wait(base: Duration, max: Duration, failures: u32) -> Duration {
+        let mut backoff = Backoff::new(base, max);
+        // More doublings than any setting takes from its base to its cap.
+        let waits = (0..failures.clamp(1, 64)).map(|_| backoff.fail());
+        waits.last().unwrap_or(max)
+    }
+
     /// Another failure: how long to wait now.
     pub(super) fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);

@@ -90,6 +90,14 @@ impl Destination {
         }
     }
 
+    /// Whether an event that fails holds up those behind it: where it does not, it waits by itself.
+    pub(super) fn keeps_order(&self) -> bool {
+        match &self.kind {
+            Kind::Segment(_) => true,
+            Kind::Webhook(_) => false,
+        }
+    }
+
     /// How many events may be sent in a second; 0 for any number.
     pub(super) fn events_a_second(&self) -> u32 {
         match &self.kind {
@@ -98,11 +106,15 @@ impl Destination {
         }
     }
 
-    /// When events become dead letters, and by which setting.
-    pub(super) fn max_age(&self) -> (Option<Duration>, &'static str) {
+    /// When events become dead letters, and by which setting. `in_trouble` says whether these, or the last others, were sent in vain.
+    pub(super) fn max_age(&self, in_trouble: bool) -> (Option<Duration>, &'static str) {
         match &self.kind {
             Kind::Segment(_) => (self.settings.config.retry.max_age, "retry.max_age"),
-            Kind::Webhook(Some(webhook)) => (webhook.max_age, "its webhook's max_age"),
+            // However long it has waited, it is offered once to a webhook that takes others.
+            Kind::Webhook(Some(webhook)) => (
+                webhook.max_age.filter(|_| in_trouble),
+                "its webhook's max_age",
+            ),
             // Nobody says how long they are to wait, and they must not for ever.
             Kind::Webhook(None) => (Some(WEBHOOK_MAX_AGE), "the default max_age of webhooks"),
         }

@@ -2,9 +2,12 @@
 //!
 //! Batches leave in order of acceptance. While all goes well up to `concurrency` calls are under way; after a failure, and while
 //! a refused batch is searched for the event at fault, one at a time. What is to be sent again goes before what was never sent, so
-//! that with a concurrency of 1 the order holds throughout.
+//! that with a concurrency of 1 the order holds throughout. A webhook promises no order and takes one event a call: there an event
+//! that fails lets others pass, and waits by itself once they have shown that it is the event's fault.
 //!
 //! A lane keeps events in memory only while a call is made of them: what waits, for whatever reason, waits on disk.
+
+mod bury;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,11 +28,15 @@ use super::request::Answer;
 use super::verdict::{Verdict, verdict};
 use super::{Context, Settings};
 use crate::batch::{Assembler, Batch};
-use crate::queue::{BuryError, DeadLetter, Hand, LaneReader, ReadError, Record};
+use crate::queue::{Hand, LaneReader, ReadError, Record};
 use crate::stats::{LaneState, LaneStats};
 
 /// Segment removes an event that it has seen before for at least this long; a later one may be counted twice.
 const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+/// After how many calls in vain a destination is thought to take none at all.
+const IN_VAIN_MIN: u32 = 3;
+/// How many events that let others pass may wait by themselves. Each costs memory; with more, the lane waits for them.
+const PASSED_MAX: usize = 1024;
 
 /// A call that has ended.
 struct Called {
@@ -74,6 +81,12 @@ pub(super) struct LaneLoop {
     searching: bool,
     /// When the events that wait for a batch to fill were first seen.
     lingering_since: Option<Instant>,
+    /// Calls that the destination took.
+    delivered: u64,
+    /// Calls in a row that it did not take, but for events that are known to be at fault.
+    in_vain: u32,
+    /// What was wrong with the last of those that wait by themselves.
+    fault: String,
 }
 
 impl LaneLoop {
@@ -96,6 +109,9 @@ impl LaneLoop {
             proven: false,
             searching: false,
             lingering_since: None,
+            delivered: 0,
+            in_vain: 0,
+            fault: String::new(),
             settings,
             reader,
             context,
@@ -142,6 +158,7 @@ impl LaneLoop {
         self.stats.paused(hand.paused);
         if hand.resumed != self.hand.resumed {
             self.pause_until = None;
+            self.again.wait_no_more();
         }
         if hand.paused != self.hand.paused {
             let lane = self.reader.lane().id();
@@ -182,7 +199,17 @@ impl LaneLoop {
 
     /// Returns once a batch should go: one is to be sent again, a full one can be had, or events have lingered long enough.
     async fn batch_due(&mut self) {
-        while self.again.is_empty() {
+        loop {
+            let now = Instant::now();
+            let ready_at = self.again.ready_at(now);
+            if ready_at.is_some_and(|at| at <= now) {
+                return;
+            }
+            if self.again.len() >= PASSED_MAX {
+                self.show_fault(ready_at);
+                passed(ready_at).await;
+                continue;
+            }
             let unread = self.reader.unread();
             let (mut events, mut bytes) = (unread.events, unread.bytes);
             if let Some(aside) = &self.aside {
@@ -191,7 +218,11 @@ impl LaneLoop {
             }
             if events == 0 && self.assembler.is_empty() {
                 self.lingering_since = None;
-                self.reader.published().await;
+                self.show_fault(ready_at);
+                tokio::select! {
+                    () = self.reader.published() => {}
+                    () = passed(ready_at), if ready_at.is_some() => {}
+                }
                 continue;
             }
             if self.assembler.missing_bytes(events, bytes) == 0 {
@@ -207,12 +238,31 @@ impl LaneLoop {
         }
     }
 
+    /// Says for what a lane waits that has nothing to send but events that wait by themselves.
+    fn show_fault(&self, ready_at: Option<Instant>) {
+        if let Some(at) = ready_at {
+            let wait = at.saturating_duration_since(Instant::now());
+            let attempt = self.again.attempts_max();
+            self.stats
+                .waiting(LaneState::BackingOff, &self.fault, attempt, wait);
+        }
+    }
+
     /// The batch that goes next. None where nothing is left to send, or the disk does not give it: the lane then pauses.
     async fn next_batch(&mut self) -> Option<(Portion, Batch)> {
         self.lingering_since = None;
-        let next = match self.repeat().await {
-            Ok(None) => self.fill().await,
-            repeated => repeated,
+        // What has failed is no good for finding out whether the destination is well again, where others may pass.
+        let lets_pass = self.suspect && !self.destination.keeps_order();
+        let next = if lets_pass && self.again.len() < PASSED_MAX {
+            match self.fill().await {
+                Ok(None) => self.repeat().await,
+                filled => filled,
+            }
+        } else {
+            match self.repeat().await {
+                Ok(None) => self.fill().await,
+                repeated => repeated,
+            }
         };
         match next {
             Ok(next) => next,
@@ -226,7 +276,7 @@ impl LaneLoop {
 
     /// What was sent before and has to be sent again.
     async fn repeat(&mut self) -> Result<Option<(Portion, Batch)>, ReadError> {
-        while let Some(mut portion) = self.again.pop() {
+        while let Some(mut portion) = self.again.pop(Instant::now()) {
             let records = match self.reader.read_again(portion.ordinals.clone()).await {
                 Ok(records) => records,
                 Err(error) => {
@@ -236,7 +286,7 @@ impl LaneLoop {
             };
             let (limits, envelope) = (self.destination.limits(), self.destination.envelope_bytes());
             let mut assembler = Assembler::new(limits, envelope);
-            for record in self.without_expired(records).await {
+            for record in self.without_expired(records, portion.attempts).await {
                 assembler.push(record);
             }
             // None: nothing is left of it, the disk or its age has settled it.
@@ -292,7 +342,7 @@ impl LaneLoop {
     }
 
     async fn take_in(&mut self, records: Vec<Record>) {
-        for record in self.without_expired(records).await {
+        for record in self.without_expired(records, 0).await {
             self.assembler.push(record);
         }
     }
@@ -379,11 +429,13 @@ impl LaneLoop {
                 debug!(%lane, events, attempts = portion.attempts, "delivered a batch");
                 self.settle_delivered(portion, events, body_bytes, status.unwrap_or_default());
             }
-            Verdict::Retry { after } => {
+            Verdict::Retry { after: Some(pause) } => {
                 self.again.insert(portion);
-                match after {
-                    Some(pause) => self.pause(LaneState::RateLimited, &error, pause),
-                    None => self.back_off(LaneState::BackingOff, &error),
+                self.pause(LaneState::RateLimited, &error, pause);
+            }
+            Verdict::Retry { after: None } => {
+                if !self.set_apart(portion, &answer, &error) {
+                    self.back_off(LaneState::BackingOff, &error);
                 }
             }
             Verdict::Again => {
@@ -391,9 +443,10 @@ impl LaneLoop {
                 self.again.insert(portion);
             }
             Verdict::Hold => {
-                self.again.insert(portion);
-                let probe = self.settings.config.retry.hold_probe;
-                self.pause(LaneState::Held, &error, probe);
+                if !self.set_apart(portion, &answer, &error) {
+                    let probe = self.settings.config.retry.hold_probe;
+                    self.pause(LaneState::Held, &error, probe);
+                }
             }
             Verdict::Refused => match portion.halve() {
                 Ok(halves) => {
@@ -408,6 +461,26 @@ impl LaneLoop {
         self.searching &= !self.again.is_empty();
     }
 
+    /// Keeps what failed to be sent again. Returns whether it waits by itself and the lane goes on: others were delivered since it
+    /// failed before, so the fault is its own, or it is the first to fail, and the next one will tell.
+    fn set_apart(&mut self, mut portion: Portion, answer: &Answer, error: &str) -> bool {
+        let mut is_apart = false;
+        if !self.destination.keeps_order() && !matches!(answer, Answer::Unsent { .. }) {
+            let is_at_fault = portion
+                .failed_after
+                .replace(self.delivered)
+                .is_some_and(|before| before < self.delivered);
+            is_apart = is_at_fault || self.proven && self.in_vain == 0;
+            self.in_vain += u32::from(!is_at_fault);
+            let retry = &self.settings.config.retry;
+            let wait = Backoff::wait(retry.base, retry.max, portion.attempts);
+            portion.not_before = Some(Instant::now() + wait);
+            error.clone_into(&mut self.fault);
+        }
+        self.again.insert(portion);
+        is_apart
+    }
+
     fn settle_delivered(
         &mut self,
         portion: Portion,
@@ -418,6 +491,8 @@ impl LaneLoop {
         if let Some(sibling) = &portion.sibling {
             self.again.blame(sibling);
         }
+        self.delivered += 1;
+        self.in_vain = 0;
         self.context
             .stats
             .delivered(&self.stats, events as u64, body_bytes as u64);
@@ -437,104 +512,6 @@ impl LaneLoop {
         self.proven = true;
         self.backoff.reset();
         self.stats.flowing(status);
-    }
-
-    /// Makes an event that was refused on its own a dead letter. It leaves its lane only once it is safe there.
-    async fn bury_refused(&mut self, event: Portion, answer: Answer) {
-        let (status, body) = match answer {
-            Answer::Answered { status, body, .. } => (Some(status), body),
-            Answer::TokenRefused { .. } | Answer::Unanswered { .. } | Answer::Unsent { .. } => {
-                (None, String::new())
-            }
-        };
-        let letter = DeadLetter {
-            code: "refused".into(),
-            reason: "the destination refused the event".into(),
-            status,
-            answer: body,
-            attempts: event.attempts,
-            ..self.letter()
-        };
-        let buried = match self.reader.read_again(event.ordinals.clone()).await {
-            Ok(records) => self
-                .bury(&records, &letter)
-                .await
-                .map_err(|e| e.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        let lane = self.reader.lane().id();
-        match buried {
-            Ok(()) => {
-                warn!(%lane, ?status, "an event was refused for good; it is a dead letter now");
-            }
-            Err(error) => {
-                error!(%lane, error, "a refused event stays in its lane");
-                self.again.insert(event);
-                self.back_off(LaneState::BackingOff, &error);
-            }
-        }
-    }
-
-    /// Makes dead letters of the events that are older than the operator wants any to become, and returns the others. What cannot
-    /// be buried is still good to be delivered.
-    async fn without_expired(&mut self, records: Vec<Record>) -> Vec<Record> {
-        let (Some(max_age), setting) = self.destination.max_age() else {
-            return records;
-        };
-        let oldest = Timestamp::now().as_millisecond() - max_age.as_millis() as i64;
-        let (expired, mut fresh): (Vec<_>, Vec<_>) =
-            records.into_iter().partition(|r| r.accepted_at_ms < oldest);
-        if expired.is_empty() {
-            return fresh;
-        }
-        let letter = DeadLetter {
-            code: "expired".into(),
-            reason: format!("the event is older than {setting}"),
-            ..self.letter()
-        };
-        let lane = self.reader.lane().id();
-        let events: usize = expired.iter().map(Record::len).sum();
-        match self.bury(&expired, &letter).await {
-            Ok(()) => {
-                warn!(%lane, events, setting, "events are older than a setting allows; they are dead letters now");
-            }
-            Err(error) => {
-                error!(%lane, %error, setting, "events older than a setting allows stay in their lane");
-                fresh.splice(..0, expired);
-            }
-        }
-        fresh
-    }
-
-    /// A dead letter of this lane, to be filled in.
-    fn letter(&self) -> DeadLetter {
-        DeadLetter {
-            lane: Some(self.reader.lane().name().clone()),
-            buried_at_ms: Timestamp::now().as_millisecond(),
-            ..DeadLetter::default()
-        }
-    }
-
-    /// Makes a dead letter like this one of every event, counts and settles them.
-    async fn bury(&self, records: &[Record], letter: &DeadLetter) -> Result<(), BuryError> {
-        let letters = records.iter().flat_map(|record| {
-            (0..record.len()).map(|index| {
-                let letter = DeadLetter {
-                    accepted_at_ms: record.accepted_at_ms,
-                    event: record.event(index).to_vec(),
-                    ..letter.clone()
-                };
-                (record.position, record.skipped + index as u32, letter)
-            })
-        });
-        let dead_letters = self.context.queue.dead_letters();
-        dead_letters.bury(letters.collect()).await?;
-        for record in records {
-            self.stats.dead_letter_events.add(record.len() as u64);
-            self.reader
-                .settle(record.first..record.first + record.len() as u64);
-        }
-        Ok(())
     }
 
     /// Waits as long as failures in a row demand. Calls that fail together count once.

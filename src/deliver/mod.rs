@@ -1,8 +1,9 @@
 //! Delivery: one loop a lane, each with its own pace. Never gives up, never drops.
 //!
 //! `verdict` decides what an answer means, `backoff` how long to wait, `request` makes the call; `lane_loop` performs it:
-//! wait, fill, send, judge, settle; `destination` knows what is particular to Segment and to webhooks. A lane in trouble waits by itself. Calls under way are bounded over all lanes; lanes that
-//! have just failed share slots of their own, so that calls into a black hole never use up those of healthy lanes.
+//! wait, fill, send, judge, settle, or bury; `destination` knows what is particular to Segment and to webhooks. A lane in trouble
+//! waits by itself. Calls under way are bounded over all lanes; lanes that have just failed share slots of their own, so that
+//! calls into a black hole never use up those of healthy lanes.
 
 mod destination;
 mod lane_loop;

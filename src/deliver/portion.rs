@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use tokio::time::Instant;
+
 /// Neighbouring events of a lane that go together, as often as it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Portion {
@@ -16,6 +18,10 @@ pub(super) struct Portion {
     pub(super) unanswered_ms: Option<i64>,
     /// The other half of a batch that was refused: if this one is delivered, the event at fault is there.
     pub(super) sibling: Option<Range<u64>>,
+    /// Not to be sent before this, though the lane may go on with others.
+    pub(super) not_before: Option<Instant>,
+    /// What the lane had delivered when these were last sent in vain, in calls.
+    pub(super) failed_after: Option<u64>,
 }
 
 impl Portion {
@@ -26,6 +32,8 @@ impl Portion {
             attempts: 0,
             unanswered_ms: None,
             sibling: None,
+            not_before: None,
+            failed_after: None,
         }
     }
 
@@ -54,7 +62,8 @@ impl Portion {
     }
 }
 
-/// What is to be sent again, the oldest first, so that a lane with a concurrency of 1 keeps its order.
+/// What is to be sent again: what may be sent at any time first, and of that the oldest, so that a lane with a concurrency of 1
+/// keeps its order.
 #[derive(Debug, Default)]
 pub(super) struct Again(VecDeque<Portion>);
 
@@ -63,9 +72,40 @@ impl Again {
         self.0.is_empty()
     }
 
-    /// The oldest.
-    pub(super) fn pop(&mut self) -> Option<Portion> {
-        self.0.pop_front()
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How often the one that was sent most often was.
+    pub(super) fn attempts_max(&self) -> u32 {
+        let attempts = self.0.iter().map(|p| p.attempts);
+        attempts.max().unwrap_or_default()
+    }
+
+    /// When the next one may be sent; none where there is none.
+    pub(super) fn ready_at(&self, now: Instant) -> Option<Instant> {
+        let times = self.0.iter().map(|p| p.not_before.unwrap_or(now));
+        times.min()
+    }
+
+    /// The next one of those that may be sent now.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<Portion> {
+        let (at, next) = self
+            .0
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, p)| p.not_before)?;
+        if next.not_before.is_some_and(|then| then > now) {
+            return None;
+        }
+        self.0.remove(at)
+    }
+
+    /// Lets everything be sent at once.
+    pub(super) fn wait_no_more(&mut self) {
+        for portion in &mut self.0 {
+            portion.not_before = None;
+        }
     }
 
     pub(super) fn insert(&mut self, portion: Portion) {
@@ -101,6 +141,8 @@ impl Again {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Finds the poisoned events of `0..n` as a lane does, and returns them with the number of calls it took.
@@ -108,7 +150,7 @@ mod tests {
         let mut again = Again::default();
         again.insert(Portion::new(0..n));
         let (mut found, mut delivered, mut calls) = (Vec::new(), 0, 0);
-        while let Some(portion) = again.pop() {
+        while let Some(portion) = again.pop(Instant::now()) {
             calls += 1;
             let len = portion.ordinals.end - portion.ordinals.start;
             if poisoned.iter().any(|p| portion.ordinals.contains(p)) {
@@ -151,7 +193,26 @@ mod tests {
         for start in [30, 10, 20] {
             again.insert(Portion::new(start..start + 5));
         }
-        let order = std::iter::from_fn(|| again.pop()).map(|p| p.ordinals.start);
+        let now = Instant::now();
+        let order = std::iter::from_fn(|| again.pop(now)).map(|p| p.ordinals.start);
         assert!(order.eq([10, 20, 30]));
+    }
+
+    #[test]
+    fn what_is_to_wait_by_itself_lets_others_pass() {
+        let (mut again, now) = (Again::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        for (start, not_before) in [(10, Some(at(9))), (20, Some(at(5))), (30, None)] {
+            let portion = Portion::new(start..start + 1);
+            again.insert(Portion {
+                not_before,
+                ..portion
+            });
+        }
+        let mut pop = |now| again.pop(now).map(|p| p.ordinals.start);
+        assert_eq!(pop(at(6)), Some(30));
+        assert_eq!(pop(at(4)), None);
+        assert_eq!(pop(at(10)), Some(20), "the one that has waited longest");
+        assert_eq!(again.ready_at(now), Some(at(9)));
     }
 }
