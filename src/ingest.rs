@@ -7,6 +7,7 @@
 
 mod receive;
 mod replay;
+mod share;
 mod trigger;
 
 use std::collections::{HashMap, HashSet};
@@ -20,7 +21,7 @@ use crate::event::{
     Code, Envelope, Facts, Kind, RawEvent, Rejection, Stamp, WriteKey, decode_batch, decode_pixel,
     decode_single, stamp, validate,
 };
-use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Queue, Run};
+use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Load, Queue, Run};
 use crate::stats::Stats;
 
 pub use receive::Receiver;
@@ -31,8 +32,8 @@ use trigger::Copies;
 
 /// The kind of lane that leads to Segment.
 pub const SEGMENT: &str = "segment";
-/// What one request's events may grow to when the envelope's context is copied into each, in bytes. A request that stays
-/// under the listener's cap reaches this only by design.
+/// What one request's events may grow to when the envelope's context is copied into each, and each is copied for webhooks, in
+/// bytes. A request that stays under the listener's cap reaches this only by design.
 const STAMPED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// What a request's body is.
@@ -246,7 +247,9 @@ impl Ingest {
             std::mem::take(&mut prepared.rejected),
         );
         let (accepted, long_message_ids) = (prepared.accepted, prepared.long_message_ids);
-        let durability = self.append(prepared.runs()).await?;
+        let (loads, left_out) = self.leave_out(prepared.loads());
+        let durability = self.append(loads).await?;
+        left_out.count();
         self.stats.long_message_ids.add(long_message_ids);
         // Only now: a request that was not taken comes again, with the same bad events.
         self.reject(letters);
@@ -274,7 +277,7 @@ impl Ingest {
                 prepared.letters.push(letter);
                 prepared.rejected.push(RejectedItem { index, rejection });
             }
-            if prepared.bytes > STAMPED_BYTES_MAX {
+            if prepared.bytes + prepared.copies.bytes() > STAMPED_BYTES_MAX {
                 return Err(Refusal::TooLarge);
             }
         }
@@ -349,27 +352,27 @@ impl Ingest {
 
     async fn append(
         &self,
-        by_lane: impl IntoIterator<Item = (LaneName, Run)>,
+        by_lane: impl IntoIterator<Item = (LaneName, Load)>,
     ) -> Result<Durability, Refusal> {
-        let mut runs: Vec<(Arc<Lane>, Run)> = Vec::new();
+        let mut loads: Vec<(Arc<Lane>, Load)> = Vec::new();
         let mut counts = Vec::new();
         let mut bytes = 0;
-        for (name, run) in by_lane.into_iter().filter(|(_, run)| !run.is_empty()) {
+        for (name, load) in by_lane.into_iter().filter(|(_, load)| !load.is_empty()) {
             let lane = self.queue.lane(&name).ok_or(Refusal::TooManyLanes)?;
             // Over all lanes an event counts once, and not once more for each webhook that wants it.
             let once = name.destination == SEGMENT;
-            bytes += if once { run.byte_len() } else { 0 };
+            bytes += if once { load.byte_len() } else { 0 };
             let stats = self.stats.lane(&lane.id().to_string());
-            counts.push((stats, run.len() as u64, once));
-            runs.push((lane, run));
+            counts.push((stats, load.len() as u64, once));
+            loads.push((lane, load));
         }
-        if runs.is_empty() {
+        if loads.is_empty() {
             return Ok(self.queue.durability());
         }
         let (queue, stats) = (self.queue.clone(), Arc::clone(&self.stats));
         // A task of its own: a client that goes away before its answer ends this one, and its events would be stored but not counted.
         let appending = tokio::spawn(async move {
-            let durability = queue.append(runs).await?;
+            let durability = queue.append(loads).await?;
             for (lane, events, once) in counts {
                 lane.accepted_events.add(events);
                 stats.accepted_events.add(if once { events } else { 0 });
@@ -425,10 +428,11 @@ struct Prepared {
 
 impl Prepared {
     /// The events, and their copies, by the lanes they go to.
-    fn runs(self) -> impl Iterator<Item = (LaneName, Run)> {
+    fn loads(self) -> Vec<(LaneName, Load)> {
         let own = self.lanes.into_iter();
-        own.map(|(key, run)| (lane_of(&key), run))
-            .chain(self.copies.0)
+        own.map(|(key, run)| (lane_of(&key), run.into()))
+            .chain(self.copies.loads(&self.rules.triggers))
+            .collect()
     }
 }
 

@@ -3,9 +3,10 @@
 //! What is wrong with it is told and counted, and not kept: Segment has it still.
 
 use super::trigger::Copies;
-use super::{Accepted, Ingest, Refusal, RejectedItem};
+use super::{Accepted, Ingest, Refusal, RejectedItem, STAMPED_BYTES_MAX};
 use crate::event::limits::RECEIVED_BYTES_MAX;
 use crate::event::{Code, Facts, RawEvent, Rejection, SharedSecret, decode_received};
+use crate::queue::AppendError;
 
 /// How events from Segment are received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,9 @@ impl Ingest {
                 Ok(facts) => copies.add(&rules.triggers, &facts, now),
                 Err(rejection) => rejected.push(RejectedItem { index, rejection }),
             }
+            if copies.bytes() > STAMPED_BYTES_MAX {
+                return Err(Refusal::TooLarge);
+            }
         }
         let accepted = envelope.events.len() - rejected.len();
         if accepted == 0 {
@@ -65,7 +69,13 @@ impl Ingest {
             let first = first.expect("a request without events was rejected when it was decoded");
             return Err(self.count_rejected(first.rejection));
         }
-        let durability = self.append(copies.0).await?;
+        let (loads, left_out) = self.leave_out(copies.loads(&rules.triggers));
+        if loads.is_empty() && !left_out.is_empty() {
+            // Nobody else has these events, and Segment posts them again.
+            return Err(Refusal::Queue(AppendError::Full));
+        }
+        let durability = self.append(loads).await?;
+        left_out.count();
         self.stats.received_events.add(accepted as u64);
         self.stats.rejected_events.add(rejected.len() as u64);
         Ok(Accepted {

@@ -14,7 +14,7 @@ use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT, WEBHOOK};
 use crate::event::{
     Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
 };
-use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Run, Unavailable};
+use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Load, Run, Unavailable};
 
 /// Letters that are accepted again with one sync. Their events are in memory meanwhile.
 const PORTION_LETTERS: usize = 500;
@@ -125,12 +125,12 @@ impl Ingest {
         &self,
         id: LetterId,
         letter: &DeadLetter,
-    ) -> Result<Vec<(LaneName, Run)>, Rejection> {
+    ) -> Result<Vec<(LaneName, Load)>, Rejection> {
         let lane = letter.lane.as_ref();
         if let Some(lane) = lane.filter(|lane| lane.destination == WEBHOOK) {
             let mut run = Run::default();
             run.push(&letter.event);
-            return Ok(vec![(lane.clone(), run)]);
+            return Ok(vec![(lane.clone(), run.into())]);
         }
         let message;
         let call = letter.call.as_deref();
@@ -160,7 +160,7 @@ impl Ingest {
         }
         match std::mem::take(&mut prepared.rejected).into_iter().next() {
             Some(item) => Err(item.rejection),
-            None => Ok(prepared.runs().collect()),
+            None => Ok(prepared.loads()),
         }
     }
 }
@@ -200,8 +200,9 @@ mod tests {
         let id = |digit: &str| digit.parse::<LetterId>().expect("an id");
         let replay = |id| {
             let prepared = ingest.prepare_again(id, &letter).expect("good events");
-            let mut run = prepared.into_iter().next().expect("a lane").1;
-            String::from_utf8(std::mem::take(run.buffer())).expect("JSON")
+            let load = prepared.into_iter().next().expect("a lane").1;
+            let events: Vec<&[u8]> = load.iter().collect();
+            String::from_utf8(events.concat()).expect("JSON")
         };
         let one = id(&format!("72{}", "0".repeat(40)));
         let other = id(&format!("72{}1", "0".repeat(39)));

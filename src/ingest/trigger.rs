@@ -1,11 +1,12 @@
 //! Which webhooks want an event. Pure; decided once, at acceptance, so that a lane holds only what will be sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::event::{Channel, Facts};
-use crate::queue::{LaneName, Run};
+use crate::queue::{LaneName, Load, Run};
 
 /// The kind of lane that leads to a webhook's URL.
 pub const WEBHOOK: &str = "webhook";
@@ -54,18 +55,51 @@ pub struct Trigger {
     pub lanes: Vec<LaneName>,
 }
 
-/// The copies of events that go to webhooks.
+/// The copies of a request's events that go to webhooks: each once, however many want it.
 #[derive(Debug, Default)]
-pub(super) struct Copies(pub(super) HashMap<LaneName, Run>);
+pub(super) struct Copies {
+    run: Run,
+    /// For each trigger the events that it wants, by their places in the run.
+    picked: Vec<Vec<u32>>,
+    bytes: usize,
+}
 
 impl Copies {
-    /// Copies an event to each of `triggers` that wants it.
+    /// Copies an event if any of `triggers` wants it. They must be the same each time.
     pub(super) fn add(&mut self, triggers: &[Trigger], facts: &Facts<'_>, received: Timestamp) {
-        let wanting = triggers.iter().filter(|t| t.wanted.includes(facts));
-        for lane in wanting.flat_map(|trigger| &trigger.lanes) {
-            let run = self.0.entry(lane.clone()).or_default();
-            facts.write(received, run.buffer());
-            run.close_event();
+        self.picked.resize_with(triggers.len(), Vec::new);
+        let (before, place) = (self.bytes, self.run.len() as u32);
+        for (trigger, picked) in triggers.iter().zip(&mut self.picked) {
+            if trigger.wanted.includes(facts) {
+                picked.push(place);
+                self.bytes += size_of_val(&place);
+            }
         }
+        if self.bytes > before {
+            let start = self.run.byte_len();
+            facts.write(received, self.run.buffer());
+            self.run.close_event();
+            self.bytes += self.run.byte_len() - start;
+        }
+    }
+
+    /// What they take in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What each lane of `triggers`, which are those of [`Copies::add`], is to get.
+    pub(super) fn loads(self, triggers: &[Trigger]) -> Vec<(LaneName, Load)> {
+        let run = Arc::new(self.run);
+        let mut loads = Vec::new();
+        let picked = self.picked.into_iter();
+        for (trigger, picked) in triggers.iter().zip(picked).filter(|(_, p)| !p.is_empty()) {
+            let picked: Arc<[u32]> = picked.into();
+            for lane in &trigger.lanes {
+                let load = Load::of(Arc::clone(&run), Arc::clone(&picked));
+                loads.push((lane.clone(), load));
+            }
+        }
+        loads
     }
 }

@@ -37,6 +37,13 @@ impl Capacity {
         self.max_bytes
     }
 
+    /// What the volumes may come to take where they take `used`, in bytes: their own bound, or what the file system has left.
+    pub(super) fn bound(&self, used: u64) -> u64 {
+        let free = self.free_disk_bytes().unwrap_or(u64::MAX);
+        let left = free.saturating_sub(self.min_free_disk);
+        self.max_bytes.min(used.saturating_add(left))
+    }
+
     /// Lets a group in that takes `bytes` as stored where the volumes take `used`, or says that the queue is full.
     pub(super) fn admit(&self, used: u64, bytes: u64) -> Result<(), AppendError> {
         let bound = if used + bytes > self.max_bytes {

@@ -27,6 +27,7 @@ mod volumes;
 mod cursors;
 mod lane;
 mod lanes;
+mod load;
 mod name;
 mod unsettled;
 
@@ -60,6 +61,7 @@ pub use dead_letters::{
 pub use keeper::NotSaved;
 pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
+pub use load::Load;
 pub use name::{LaneId, LaneName};
 pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
@@ -158,6 +160,15 @@ impl fmt::Display for AppendError {
 }
 
 impl std::error::Error for AppendError {}
+
+/// What the volumes take on disk, and what they may come to take as long as others on their file system take no more.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// In bytes.
+    pub used_bytes: u64,
+    /// In bytes.
+    pub bound_bytes: u64,
+}
 
 /// What the spool takes and has, at one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -353,9 +364,14 @@ impl Queue {
     ///
     /// # Errors
     /// Then none of them counts as accepted, though after a crash some may turn out to be stored.
-    pub async fn append(&self, runs: Vec<(Arc<Lane>, Run)>) -> Result<Durability, AppendError> {
+    pub async fn append<L: Into<Load>>(
+        &self,
+        loads: Vec<(Arc<Lane>, L)>,
+    ) -> Result<Durability, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let order = Order::Append { runs, reply };
+        let loads = loads.into_iter();
+        let loads = loads.map(|(lane, load)| (lane, load.into())).collect();
+        let order = Order::Append { loads, reply };
         self.shared
             .orders
             .send(order)
@@ -384,6 +400,16 @@ impl Queue {
     #[must_use]
     pub fn durability(&self) -> Durability {
         self.shared.durability
+    }
+
+    /// What the volumes take and what they may come to take. Cheap.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        let used_bytes = self.shared.volumes.disk_bytes();
+        Room {
+            used_bytes,
+            bound_bytes: self.shared.capacity.bound(used_bytes),
+        }
     }
 
     /// What the spool takes and has just now.

@@ -67,12 +67,17 @@ impl Run {
         self.bytes.len()
     }
 
+    /// The event at `index`; none where there are no more than that.
+    #[must_use]
+    pub fn event(&self, index: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        self.bytes.get(start as usize..end as usize)
+    }
+
     /// The events in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts
-            .zip(&self.ends)
-            .map(|(start, end)| &self.bytes[start as usize..*end as usize])
+        (0..self.len()).filter_map(|index| self.event(index))
     }
 
     /// Whether a record holding this run takes no further event of `bytes`.

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info};
 
 use super::lane::{Extent, Lane};
+use super::load::Load;
 use super::name::LaneId;
 use super::record::{Packer, Run};
 use super::store::{Changes, Store, StoreError};
@@ -39,7 +40,7 @@ const SPARE_RUNS_MAX: usize = 16;
 pub(super) enum Order {
     /// Store these events and answer once they are durable.
     Append {
-        runs: Vec<(Arc<Lane>, Run)>,
+        loads: Vec<(Arc<Lane>, Load)>,
         reply: oneshot::Sender<Result<(), AppendError>>,
     },
     /// Seal the active volume if all of it is settled.
@@ -129,8 +130,8 @@ impl Writer {
             let first = self.orders.blocking_recv();
             self.shared.pulse.work(self.shared.opened);
             match first {
-                Some(Order::Append { runs, reply }) => {
-                    let closing = self.write_group(runs, reply)?;
+                Some(Order::Append { loads, reply }) => {
+                    let closing = self.write_group(loads, reply)?;
                     if closing {
                         break;
                     }
@@ -152,15 +153,15 @@ impl Writer {
     /// Gathers what waits behind the first request, stores all of it and answers. Returns whether the queue is to close.
     fn write_group(
         &mut self,
-        runs: Vec<(Arc<Lane>, Run)>,
+        loads: Vec<(Arc<Lane>, Load)>,
         reply: Reply,
     ) -> Result<bool, StoreError> {
         let mut group = Group::default();
         let (mut closing, mut sealing) = (false, false);
-        group.add(self, runs, reply);
+        group.add(self, loads, reply);
         while group.bytes < GROUP_BYTES && !closing {
             match self.orders.try_recv() {
-                Ok(Order::Append { runs, reply }) => group.add(self, runs, reply),
+                Ok(Order::Append { loads, reply }) => group.add(self, loads, reply),
                 Ok(Order::SealIfSettled) => sealing = true,
                 Ok(Order::Close) => closing = true,
                 Err(_) => break,
@@ -356,15 +357,15 @@ struct Group {
 }
 
 impl Group {
-    fn add(&mut self, writer: &mut Writer, runs: Vec<(Arc<Lane>, Run)>, reply: Reply) {
+    fn add(&mut self, writer: &mut Writer, loads: Vec<(Arc<Lane>, Load)>, reply: Reply) {
         self.replies.push(reply);
-        for (lane, run) in runs {
-            self.bytes += run.byte_len();
+        for (lane, load) in loads {
+            self.bytes += load.byte_len();
             let (_, open) = self
                 .open
                 .entry(lane.id())
                 .or_insert_with(|| (Arc::clone(&lane), writer.spare.pop().unwrap_or_default()));
-            for event in run.iter() {
+            for event in load.iter() {
                 if open.is_full_for(event.len()) {
                     self.packed.push(writer.pack(&lane, open));
                 }

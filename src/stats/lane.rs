@@ -1,5 +1,6 @@
 //! What one lane has done and is doing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,8 +41,11 @@ pub struct LaneStats {
     pub delivered_bytes: Counter,
     /// Events the destination refused for good, now dead letters.
     pub dead_letter_events: Counter,
+    /// Events dropped because the lane has had its share of the spool.
+    pub dropped_events: Counter,
     /// Calls that were repeated.
     pub retries: Counter,
+    drops: AtomicBool,
     live: Mutex<Live>,
 }
 
@@ -110,6 +114,11 @@ impl LaneStats {
         });
     }
 
+    /// Whether what is accepted for the lane is dropped from now on. Returns whether it was until now.
+    pub fn drops(&self, drops: bool) -> bool {
+        self.drops.swap(drops, Ordering::Relaxed)
+    }
+
     /// What the lane is doing just now, paused or not.
     #[must_use]
     pub fn state(&self) -> LaneState {
@@ -144,6 +153,7 @@ impl LaneStats {
             delivered_batches: batches,
             mean_batch_bytes: self.delivered_bytes.get().checked_div(batches).unwrap_or(0),
             dead_letter_events: self.dead_letter_events.get(),
+            dropped_events: self.dropped_events.get(),
             last_status: live.last_status,
             last_error: live.last_error.clone(),
             ..LaneSnapshot::default()

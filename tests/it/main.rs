@@ -24,4 +24,5 @@ mod profiles;
 mod reload;
 mod trace;
 mod verdicts;
+mod webhook_trouble;
 mod webhooks;

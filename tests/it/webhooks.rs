@@ -17,7 +17,7 @@ use crate::support::{Relay, client, ids, segment, spool, within};
 const KEY: &str = "KEY12345";
 
 /// A daemon that goes by a file with these webhooks, in whose folder it also spools.
-async fn start(dir: &Path, endpoint: &str, webhooks: &str) -> Relay {
+pub(crate) async fn start(dir: &Path, endpoint: &str, webhooks: &str) -> Relay {
     write(dir, webhooks);
     let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
     let config = dir.join("config.toml");
@@ -30,22 +30,22 @@ fn write(dir: &Path, webhooks: &str) {
 }
 
 /// A `[[webhook]]` with one URL.
-fn webhook(name: &str, url: &str, more: &str) -> String {
+pub(crate) fn webhook(name: &str, url: &str, more: &str) -> String {
     format!("[[webhook]]\nname = \"{name}\"\nurls = [\"{url}\"]\n{more}\n")
 }
 
 /// The lanes of webhooks.
-fn hooks(stats: &Snapshot) -> Vec<&LaneSnapshot> {
+pub(crate) fn hooks(stats: &Snapshot) -> Vec<&LaneSnapshot> {
     let lanes = stats.lanes.iter();
     lanes.filter(|lane| lane.destination == "webhook").collect()
 }
 
-fn id(event: &Value) -> String {
+pub(crate) fn id(event: &Value) -> String {
     event["messageId"].as_str().expect("an id").to_owned()
 }
 
 /// Waits until nothing is left, and holds every lane against its law.
-async fn drained(relay: &Relay) -> Snapshot {
+pub(crate) async fn drained(relay: &Relay) -> Snapshot {
     let stats = relay.until(|stats| stats.queue.events == 0).await;
     for lane in &stats.lanes {
         assert!(lane.conservation().holds(), "{lane:?}");
