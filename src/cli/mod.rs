@@ -3,6 +3,7 @@
 mod admin;
 mod dead_letters;
 mod demo;
+mod doctor;
 mod lanes;
 mod profile;
 mod serve;
@@ -33,6 +34,8 @@ enum Command {
     Lanes(lanes::Args),
     /// Print what Segment knows of a user
     Profile(profile::Args),
+    /// Look at a stopped spool: what waits, and what is damaged
+    Doctor(doctor::Args),
     /// Watch it lose nothing while Segment goes down and the relay is killed
     Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Lanes(args) => lanes::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
     }

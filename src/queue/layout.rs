@@ -106,6 +106,25 @@ impl Layout {
         })
     }
 
+    /// Locks a spool that is there, to look at it, and checks its format. Makes and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Layout::open`], and where there is no spool.
+    pub(super) fn look_at(data_dir: &Path) -> Result<Layout, OpenError> {
+        let found = fs::read(data_dir.join("format"))?;
+        if found != FORMAT.as_bytes() {
+            return Err(OpenError::Format {
+                data_dir: data_dir.to_owned(),
+                found: String::from_utf8_lossy(&found).into_owned(),
+            });
+        }
+        let lock = File::open(data_dir.join("LOCK"))?;
+        Ok(Layout {
+            _lock: locked(data_dir, lock)?,
+            data_dir: data_dir.to_owned(),
+        })
+    }
+
     pub(super) fn cursors(&self) -> PathBuf {
         self.data_dir.join("cursors")
     }
@@ -133,30 +152,34 @@ fn write_format(path: &Path) -> io::Result<()> {
 
 fn lock(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("LOCK");
-    let mut lock = OpenOptions::new()
+    let lock = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut by = String::new();
-            let _ = lock.read_to_string(&mut by);
-            return Err(OpenError::InUse {
-                data_dir: data_dir.to_owned(),
-                by: by.trim().to_owned(),
-            });
-        }
-        Err(TryLockError::Error(e)) => return Err(e.into()),
-    }
-    // The number is only for the message above: a full disk does not keep the daemon from starting.
+    let mut lock = locked(data_dir, lock)?;
+    // The number is only for the message below: a full disk does not keep the daemon from starting.
     let _ = lock.set_len(0);
     let _ = lock.rewind();
     let _ = writeln!(lock, "{}", std::process::id());
     Ok(lock)
+}
+
+fn locked(data_dir: &Path, mut lock: File) -> Result<File, OpenError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let mut by = String::new();
+            let _ = lock.read_to_string(&mut by);
+            Err(OpenError::InUse {
+                data_dir: data_dir.to_owned(),
+                by: by.trim().to_owned(),
+            })
+        }
+        Err(TryLockError::Error(e)) => Err(e.into()),
+    }
 }
 
 #[cfg(test)]

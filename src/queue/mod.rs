@@ -38,6 +38,7 @@ mod recovery;
 mod writer;
 
 mod dead_letters;
+mod exam;
 
 mod files;
 mod layout;
@@ -55,9 +56,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info};
 
 pub use dead_letters::{
-    BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, NotALetterId, Portion, Present,
-    Unavailable,
+    BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, LettersExam, NotALetterId,
+    Portion, Present, Unavailable,
 };
+pub use exam::{Exam, LaneExam, Salvaged, VolumeExam, examine};
 pub use keeper::NotSaved;
 pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;

@@ -228,7 +228,38 @@ impl Store {
     pub(super) fn scan(
         &self,
         keys: RangeInclusive<&[u8]>,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.walk(keys, visit, Err)
+    }
+
+    /// [`Store::scan`] of all that can be read: a part that stands alone is counted and passed over. Returns how many did.
+    ///
+    /// # Errors
+    /// sled cannot read on. What it could read was visited.
+    pub(super) fn scan_on(
+        &self,
+        keys: RangeInclusive<&[u8]>,
+        mut visit: impl FnMut(&[u8], &[u8]),
+    ) -> (u64, Result<(), StoreError>) {
+        let mut alone = 0;
+        let visit = |key: &[u8], value: &[u8]| {
+            visit(key, value);
+            true
+        };
+        let scanned = self.walk(keys, visit, |_| {
+            alone += 1;
+            Ok(())
+        });
+        (alone, scanned)
+    }
+
+    /// Every value whose key lies in `keys`, until `visit` returns false; `alone` says what to do about a part without those before.
+    fn walk(
+        &self,
+        keys: RangeInclusive<&[u8]>,
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+        mut alone: impl FnMut(StoreError) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let (from, to) = (part_key(keys.start(), 0), part_key(keys.end(), u32::MAX));
         guarded(|| {
@@ -244,7 +275,9 @@ impl Store {
                 if number == 0 && !whole.is_empty() && !whole.give(&mut visit) {
                     return Ok(());
                 }
-                whole.take(key, number, &part)?;
+                if let Err(error) = whole.take(key, number, &part) {
+                    alone(error)?;
+                }
             }
             if !whole.is_empty() {
                 whole.give(&mut visit);

@@ -28,7 +28,7 @@ pub(super) type VolumeNumber = u64;
 /// What a crash in the first commit, of which nothing was acknowledged, leaves at most: sled's own and one commit.
 const UNACKNOWLEDGED_BYTES_MAX: u64 = 1024 * 1024;
 
-const SUMMARY: &str = "summary";
+pub(super) const SUMMARY: &str = "summary";
 
 /// What a volume holds, lane by lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,19 +212,10 @@ impl Volume {
 
     /// Reads all of it and makes the summary that was never written.
     fn survey(&self, store: &Store) -> Result<Summary, StoreError> {
-        let mut names = BTreeMap::new();
-        store.scan(
-            &lane_key(LaneId(0))[..]..=&lane_key(LaneId(u64::MAX))[..],
-            |_, name| {
-                if let Ok(name) = serde_json::from_slice::<LaneName>(name) {
-                    names.insert(name.id(), name);
-                }
-                true
-            },
-        )?;
+        let mut names = names(store)?;
         let mut extents: BTreeMap<LaneId, Extent> = BTreeMap::new();
-        let all = record_key(LaneId(0), 0)..=record_key(LaneId(u64::MAX), u64::MAX);
-        store.scan(&all.start()[..]..=&all.end()[..], |key, frame| {
+        let (first, last) = ALL_RECORDS;
+        store.scan(&first[..]..=&last[..], |key, frame| {
             let Some((lane, position)) = parse_record_key(key) else {
                 return true;
             };
@@ -263,8 +254,21 @@ impl Extent {
     }
 }
 
+/// The names of the lanes in a volume.
+pub(super) fn names(store: &Store) -> Result<BTreeMap<LaneId, LaneName>, StoreError> {
+    let mut names = BTreeMap::new();
+    let (first, last) = (lane_key(LaneId(0)), lane_key(LaneId(u64::MAX)));
+    store.scan(&first[..]..=&last[..], |_, name| {
+        if let Ok(name) = serde_json::from_slice::<LaneName>(name) {
+            names.insert(name.id(), name);
+        }
+        true
+    })?;
+    Ok(names)
+}
+
 /// Notes another record of a lane.
-fn add_extent(extents: &mut BTreeMap<LaneId, Extent>, lane: LaneId, extent: Extent) {
+pub(super) fn add_extent(extents: &mut BTreeMap<LaneId, Extent>, lane: LaneId, extent: Extent) {
     extents
         .entry(lane)
         .and_modify(|e| e.extend(&extent))
@@ -282,6 +286,13 @@ pub(super) fn put_record(changes: &mut Changes, lane: LaneId, position: Position
     changes.put(&record_key(lane, position), frame);
 }
 
+/// The lowest and the highest key that a record can have.
+pub(super) const ALL_RECORDS: ([u8; 17], [u8; 17]) = {
+    let (mut first, mut last) = ([0; 17], [0xff; 17]);
+    (first[0], last[0]) = (b'r', b'r');
+    (first, last)
+};
+
 fn lane_key(lane: LaneId) -> [u8; 9] {
     let mut key = [b'l'; 9];
     key[1..].copy_from_slice(&lane.0.to_be_bytes());
@@ -295,7 +306,7 @@ fn record_key(lane: LaneId, position: Position) -> [u8; 17] {
     key
 }
 
-fn parse_record_key(key: &[u8]) -> Option<(LaneId, Position)> {
+pub(super) fn parse_record_key(key: &[u8]) -> Option<(LaneId, Position)> {
     let key: &[u8; 17] = key.try_into().ok()?;
     let number = |at: usize| {
         key[at..at + 8]

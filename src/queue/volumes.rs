@@ -236,7 +236,7 @@ fn parse_number(name: &str) -> Option<VolumeNumber> {
 }
 
 /// The numbers that the names in `dir` bear, some of them more than once.
-fn numbers_in(dir: &Path) -> io::Result<impl Iterator<Item = VolumeNumber>> {
+pub(super) fn numbers_in(dir: &Path) -> io::Result<impl Iterator<Item = VolumeNumber>> {
     let entries = fs::read_dir(dir)?;
     Ok(entries.flatten().filter_map(|entry| {
         let name = entry.file_name();

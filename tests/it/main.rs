@@ -10,6 +10,7 @@ mod connections;
 mod dead_letters;
 mod delivery;
 mod demo;
+mod doctor;
 mod house;
 mod ingest;
 mod invariants;

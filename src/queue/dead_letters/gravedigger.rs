@@ -267,7 +267,7 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn scan(
+pub(super) fn scan(
     store: &Store,
     range: (LetterId, LetterId),
     mut visit: impl FnMut(LetterId, &[u8]) -> bool,
@@ -475,7 +475,7 @@ fn read(
     Ok(portion)
 }
 
-fn buried(store: &Store, records: &[RecordPlace]) -> Result<Vec<Vec<u32>>, StoreError> {
+pub(super) fn buried(store: &Store, records: &[RecordPlace]) -> Result<Vec<Vec<u32>>, StoreError> {
     let in_record = |(position, accepted_at_ms): &RecordPlace| {
         let mut places = Vec::new();
         let (first, last) = LetterId::of_record(*position);

@@ -11,6 +11,7 @@
 //!
 //! Key: the letter's [`LetterId`]. Value: the letter as JSON, a line feed, the event's bytes. A grave's value: its lane's id.
 
+mod exam;
 mod gravedigger;
 mod letter;
 mod tally;
@@ -24,6 +25,8 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
+pub(super) use exam::Buried;
+pub use exam::LettersExam;
 pub use letter::{DeadLetter, Filter, LetterId, NotALetterId, Present};
 pub use tally::Group;
 

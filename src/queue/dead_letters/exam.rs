@@ -1,0 +1,67 @@
+//! Looks at the dead letters of a stopped spool, in a copy of their store.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::gravedigger::{buried, scan};
+use super::{DeadLetter, LetterId, Position};
+use crate::queue::store::{Barrier, Store, StoreError};
+
+/// What the dead letters of a stopped spool are.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LettersExam {
+    /// Letters that can be read.
+    pub events: u64,
+    /// What they take, in bytes.
+    pub bytes: u64,
+    /// Letters that are there and cannot be read.
+    pub damaged_events: u64,
+    /// Why there is no more of them.
+    pub trouble: Option<String>,
+}
+
+/// Tells which events of a lane are dead letters. Where their store cannot be read, none is.
+#[derive(Debug, Default)]
+pub(in crate::queue) struct Buried(Option<Store>);
+
+impl Buried {
+    /// Opens a copy of the store and counts what is in it.
+    pub(in crate::queue) fn open(copy: &Path) -> (Buried, LettersExam) {
+        let mut exam = LettersExam::default();
+        let opened = Store::open(copy, &Barrier::os()).and_then(|store| {
+            count(&store, &mut exam)?;
+            Ok(store)
+        });
+        match opened {
+            Ok(store) => (Buried(Some(store)), exam),
+            Err(error) => {
+                exam.trouble = Some(error.to_string());
+                (Buried::default(), exam)
+            }
+        }
+    }
+
+    /// The places of those events of a record that are, or were, dead letters.
+    pub(in crate::queue) fn of_record(&self, position: Position, accepted_at_ms: i64) -> Vec<u32> {
+        let found = self
+            .0
+            .as_ref()
+            .map(|s| buried(s, &[(position, accepted_at_ms)]));
+        let found = found.and_then(Result::ok).unwrap_or_default();
+        found.into_iter().next().unwrap_or_default()
+    }
+}
+
+fn count(store: &Store, exam: &mut LettersExam) -> Result<(), StoreError> {
+    scan(store, LetterId::ALL, |_, value| {
+        match DeadLetter::decode_head(value) {
+            Some(_) => {
+                exam.events += 1;
+                exam.bytes += value.len() as u64;
+            }
+            None => exam.damaged_events += 1,
+        }
+        true
+    })
+}

@@ -1,0 +1,346 @@
+//! Looks at a stopped spool: what is in it, what waits, what is damaged or missing. Changes nothing: every database is read in a copy,
+//! one at a time, and the spool is locked meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Position;
+use super::cursors::{Cursor, Cursors};
+use super::dead_letters::{Buried, LettersExam};
+use super::files;
+use super::lane::Extent;
+use super::layout::{Layout, OpenError};
+use super::name::{LaneId, LaneName};
+use super::record::{Header, Unpacked, unpack};
+use super::store::{Barrier, Store, dir_bytes};
+use super::volume::{
+    ALL_RECORDS, SUMMARY, Summary, VolumeNumber, add_extent, names, parse_record_key,
+};
+use super::volumes::numbers_in;
+
+/// What a stopped spool is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Exam {
+    /// The volumes, oldest first, and then those in quarantine.
+    pub volumes: Vec<VolumeExam>,
+    /// The lanes that have something in a volume, or were paused.
+    pub lanes: Vec<LaneExam>,
+    /// The dead letters.
+    pub dead_letters: LettersExam,
+    /// What is wrong with the file of cursors: with an older one, or none, more is sent again than need be.
+    pub cursors_trouble: Option<String>,
+}
+
+/// One volume.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct VolumeExam {
+    /// Its number.
+    pub number: u64,
+    /// Whether it is in quarantine: nothing of it is delivered any more.
+    pub in_quarantine: bool,
+    /// Whether it was sealed: nothing was written to it any more, and its summary says what it held.
+    pub is_sealed: bool,
+    /// What it takes on disk, in bytes.
+    pub disk_bytes: u64,
+    /// Records whose checksum matches.
+    pub records: u64,
+    /// Their events.
+    pub events: u64,
+    /// The events' bytes as JSON.
+    pub bytes: u64,
+    /// The events that are not settled. In quarantine, all of them: nobody knows.
+    pub waiting_events: u64,
+    /// Records that are there and cannot be read.
+    pub damaged_records: u64,
+    /// Events that the summary knows and that cannot be read.
+    pub missing_events: u64,
+    /// Positions between the first record and the last at which there is none. In a sealed volume they are missing events, or belong
+    /// to a request that was answered with an error.
+    pub gaps: u64,
+    /// Why no more of it can be read.
+    pub trouble: Option<String>,
+}
+
+impl VolumeExam {
+    /// Whether something of it is lost.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.in_quarantine
+            || self.trouble.is_some()
+            || self.damaged_records > 0
+            || self.missing_events > 0
+    }
+}
+
+/// One lane.
+#[derive(Clone, Debug, Serialize)]
+pub struct LaneExam {
+    /// Its identity.
+    pub id: String,
+    /// The kind of destination.
+    pub destination: String,
+    /// Its key, masked.
+    pub key: String,
+    /// Whether an operator has paused it.
+    pub is_paused: bool,
+    /// Events that wait to be delivered.
+    pub waiting_events: u64,
+    /// Their bytes as JSON.
+    pub waiting_bytes: u64,
+    /// When the oldest of them was accepted, in Unix ms.
+    pub oldest_ms: Option<i64>,
+    /// Its events in quarantine, settled or not.
+    pub quarantined_events: u64,
+}
+
+/// An event that can be read.
+#[derive(Debug)]
+pub struct Salvaged<'a> {
+    /// Whose it is.
+    pub lane: &'a LaneName,
+    /// Whether it is settled: delivered, or a dead letter.
+    pub is_settled: bool,
+    /// Its bytes.
+    pub event: &'a [u8],
+}
+
+/// Reads the whole spool in `data_dir`. Copies are made in `scratch`, as large as the largest volume. Each event that can be read is
+/// handed to `take`; `progress` is told how many volumes of how many have been read.
+///
+/// # Errors
+/// There is no spool, a process has it, its format is not known, or the disk does not let it be read or copied; or what `take` says.
+pub fn examine(
+    data_dir: &Path,
+    scratch: &Path,
+    mut progress: impl FnMut(usize, usize),
+    mut take: impl FnMut(Salvaged<'_>) -> io::Result<()>,
+) -> Result<Exam, OpenError> {
+    let layout = Layout::look_at(data_dir)?;
+    let cursors_trouble = match files::load::<Cursors>(&layout.cursors(), "cursors") {
+        Ok(Some(_)) => None,
+        Ok(None) => Some("there are none".to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    let cursors = Cursors::load(&layout.cursors());
+    let letters = copy(&layout.dead_letters(), scratch, "dead-letters")?;
+    let (buried, dead_letters) = match &letters {
+        Some(copy) => Buried::open(copy.path()),
+        None => Default::default(),
+    };
+    let mut examiner = Examiner {
+        cursors: cursors
+            .lanes
+            .into_iter()
+            .map(|(n, c)| (n.id(), (n, c)))
+            .collect(),
+        lanes: BTreeMap::new(),
+        buried,
+        take: &mut take,
+    };
+    for name in &cursors.paused {
+        examiner.lane(name).is_paused = true;
+    }
+    let mut volumes = Vec::new();
+    for (dir, in_quarantine) in [(layout.volumes(), false), (layout.quarantine(), true)] {
+        for number in volumes_in(&dir)? {
+            volumes.push((dir.join(number.to_string()), number, in_quarantine));
+        }
+    }
+    let mut exams = Vec::new();
+    for (dir, number, in_quarantine) in &volumes {
+        progress(exams.len(), volumes.len());
+        exams.push(examiner.volume(dir, *number, *in_quarantine, scratch)?);
+    }
+    progress(exams.len(), volumes.len());
+    Ok(Exam {
+        volumes: exams,
+        lanes: examiner.lanes.into_values().collect(),
+        dead_letters,
+        cursors_trouble,
+    })
+}
+
+struct Examiner<'a> {
+    cursors: HashMap<LaneId, (LaneName, Cursor)>,
+    lanes: BTreeMap<LaneId, LaneExam>,
+    buried: Buried,
+    take: &'a mut dyn FnMut(Salvaged<'_>) -> io::Result<()>,
+}
+
+impl Examiner<'_> {
+    fn lane(&mut self, name: &LaneName) -> &mut LaneExam {
+        let id = name.id();
+        self.lanes.entry(id).or_insert_with(|| LaneExam {
+            id: id.to_string(),
+            destination: name.destination.clone(),
+            key: name.masked_key(),
+            is_paused: false,
+            waiting_events: 0,
+            waiting_bytes: 0,
+            oldest_ms: None,
+            quarantined_events: 0,
+        })
+    }
+
+    fn volume(
+        &mut self,
+        dir: &Path,
+        number: VolumeNumber,
+        in_quarantine: bool,
+        scratch: &Path,
+    ) -> Result<VolumeExam, OpenError> {
+        let summary = files::load::<Summary>(&dir.with_added_extension("summary"), SUMMARY);
+        let mut exam = VolumeExam {
+            number,
+            in_quarantine,
+            is_sealed: matches!(summary, Ok(Some(_))),
+            disk_bytes: dir_bytes(dir),
+            ..VolumeExam::default()
+        };
+        let summary = summary.unwrap_or_else(|error| {
+            exam.trouble = Some(format!("its summary cannot be read: {error}"));
+            None
+        });
+        let copy = copy(dir, scratch, &number.to_string())?;
+        let mut found = BTreeMap::new();
+        if let Some(copy) = &copy {
+            match Store::open(copy.path(), &Barrier::os()) {
+                Ok(store) => found = self.records(&store, &summary, &mut exam)?,
+                Err(error) => exam.trouble = Some(error.to_string()),
+            }
+        }
+        for (name, known) in summary.iter().flat_map(|summary| &summary.lanes) {
+            let read = found.get(&name.id()).map_or(0, |e: &Extent| e.events);
+            exam.missing_events += known.events.saturating_sub(read);
+        }
+        let first = found.values().map(|e| e.first).min();
+        let last = found.values().map(|e| e.last).max();
+        let places = first.zip(last).map_or(0, |(first, last)| last - first + 1);
+        exam.gaps = places.saturating_sub(exam.records + exam.damaged_records);
+        Ok(exam)
+    }
+
+    /// Reads every record of a volume. Returns what each lane has in it.
+    fn records(
+        &mut self,
+        store: &Store,
+        summary: &Option<Summary>,
+        exam: &mut VolumeExam,
+    ) -> io::Result<BTreeMap<LaneId, Extent>> {
+        let mut names = names(store).unwrap_or_default();
+        for (id, (name, _)) in &self.cursors {
+            names.insert(*id, name.clone());
+        }
+        for (name, _) in summary.iter().flat_map(|summary| &summary.lanes) {
+            names.insert(name.id(), name.clone());
+        }
+        let (mut found, mut taken) = (BTreeMap::new(), Ok(()));
+        let (first, last) = ALL_RECORDS;
+        let (alone, scanned) = store.scan_on(&first[..]..=&last[..], |key, frame| {
+            let place = parse_record_key(key);
+            let name = place.and_then(|(lane, _)| names.get(&lane));
+            let unpacked = Header::of(frame).and_then(|header| Ok((header, unpack(frame)?)));
+            let (Some((lane, position)), Some(name), Ok((header, record))) =
+                (place, name, unpacked)
+            else {
+                exam.damaged_records += 1;
+                return;
+            };
+            add_extent(&mut found, lane, Extent::of(position, &header));
+            exam.records += 1;
+            exam.events += u64::from(header.events);
+            exam.bytes += header.bytes;
+            if taken.is_ok() {
+                taken = self.record(name, position, &record, exam);
+            }
+        });
+        exam.damaged_records += alone;
+        if let Err(error) = scanned {
+            exam.trouble = Some(error.to_string());
+        }
+        taken.map(|()| found)
+    }
+
+    fn record(
+        &mut self,
+        name: &LaneName,
+        position: Position,
+        record: &Unpacked,
+        exam: &mut VolumeExam,
+    ) -> io::Result<()> {
+        let cursor = self.cursors.get(&name.id());
+        let cursor = cursor.map_or_else(Cursor::default, |(_, cursor)| *cursor);
+        let settled = match position.cmp(&cursor.position) {
+            std::cmp::Ordering::Less => u32::MAX,
+            std::cmp::Ordering::Equal => cursor.events,
+            std::cmp::Ordering::Greater => 0,
+        };
+        let buried = self.buried.of_record(position, record.accepted_at_ms);
+        let mut start = 0;
+        for (index, end) in (0u32..).zip(&record.ends) {
+            let event = &record.bytes[start as usize..*end as usize];
+            start = *end;
+            let is_settled = !exam.in_quarantine && (index < settled || buried.contains(&index));
+            let lane = self.lane(name);
+            if exam.in_quarantine {
+                lane.quarantined_events += 1;
+            } else if !is_settled {
+                lane.waiting_events += 1;
+                lane.waiting_bytes += event.len() as u64;
+                let before = lane.oldest_ms.unwrap_or(i64::MAX);
+                lane.oldest_ms = Some(before.min(record.accepted_at_ms));
+            }
+            exam.waiting_events += u64::from(!is_settled);
+            (self.take)(Salvaged {
+                lane: name,
+                is_settled,
+                event,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of the volumes in a directory, in order; none where there is no such directory.
+fn volumes_in(dir: &Path) -> io::Result<Vec<VolumeNumber>> {
+    let mut numbers: Vec<_> = match numbers_in(dir) {
+        Ok(numbers) => numbers.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    numbers.retain(|number| dir.join(number.to_string()).is_dir());
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
+}
+
+/// A copy of a database, which is gone when it is dropped; none where there is no database.
+fn copy(dir: &Path, scratch: &Path, name: &str) -> io::Result<Option<tempfile::TempDir>> {
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let prefix = format!("segspool-{name}-");
+    let to = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(scratch)?;
+    copy_all(dir, to.path())?;
+    Ok(Some(to))
+}
+
+fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&to)?;
+            copy_all(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
