@@ -25,7 +25,7 @@ use crate::stats::Stats;
 
 pub use receive::Receiver;
 pub use replay::{Replayed, Stopped};
-pub use trigger::{Trigger, WEBHOOK, Wanted, webhook_lane};
+pub use trigger::{Trigger, Wanted, webhook_lane};
 
 use trigger::Copies;
 

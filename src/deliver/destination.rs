@@ -11,8 +11,7 @@ use tokio::sync::Semaphore;
 use super::request::{Answer, Hook};
 use super::{Context, Settings, WEBHOOK_MAX_AGE};
 use crate::batch::{Batch, Envelope, Limits};
-use crate::ingest::WEBHOOK;
-use crate::queue::LaneName;
+use crate::queue::{LaneName, WEBHOOK};
 
 /// Calls to one URL under way.
 pub(super) const WEBHOOK_CALLS_MAX: usize = 4;

@@ -5,10 +5,7 @@ use std::collections::{HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::event::{Channel, Facts};
-use crate::queue::{LaneName, Run};
-
-/// The kind of lane that leads to a webhook's URL.
-pub const WEBHOOK: &str = "webhook";
+use crate::queue::{LaneName, Run, WEBHOOK};
 
 /// The lane that leads to this URL of the webhook `name`.
 #[must_use]

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
 use serde_json::Value;
 
-use crate::dead_letters::replay;
+use crate::dead_letters::{replay, segspool, text};
 use crate::support::server::{Reaction, Request, Server, answer, success};
 use crate::support::{Relay, client, ids, segment, spool, within};
 
@@ -256,7 +256,7 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
         assert!(!relay.log().contains(secret), "{}", relay.log());
     }
     let stats = relay.stats().await;
-    assert_eq!(hooks(&stats)[0].key, "…-r-l");
+    assert_eq!(hooks(&stats)[0].key, "signed …-r-l");
     assert_eq!(hooks(&stats)[0].delivered_batches, 4);
     assert_eq!(stats.ingest.accepted_events, 4, "copies do not count");
 }
@@ -385,6 +385,14 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+    let listed = segspool(&relay.admin, &["dead-letters", "list"]);
+    assert!(text(&listed.stdout).contains("orders …icky"), "{listed:?}");
+    let lanes = segspool(&relay.admin, &["lanes", "list"]);
+    let lanes = text(&lanes.stdout);
+    assert!(
+        lanes.contains("orders …icky") && lanes.contains("orders …ther"),
+        "{lanes}"
+    );
 async fn what_segment_refused_and_is_replayed_does_not_reach_the_webhooks_twice() {
     let (dir, segment) = (spool(), segment().await);
     segment.answer(segspool::stand_in::Answer::status(400));
