@@ -88,6 +88,6 @@ fn check<'a>(raw: &RawEvent<'a>) -> Result<Facts<'a>, Rejection> {
         let message = format!("the event is {bytes} bytes long, more than {RECEIVED_BYTES_MAX}");
         return Err(Rejection::new(Code::EventTooLarge, message));
     }
-    Facts::of(json.as_bytes())
+    Facts::of_received(json.as_bytes())
         .ok_or_else(|| Rejection::new(Code::NotAnObject, "the event is not a JSON object"))
 }

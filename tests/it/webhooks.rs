@@ -230,7 +230,7 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
     );
     let url = format!("{}/hook?token=u-r-l", server.url());
     let relay = start(dir.path(), &segment.url(), &webhook("signed", &url, &more)).await;
-    let body = r#"{"userId":"u","event":"Grüße","properties":{"a" : [1.50, "\u00fc"]},"context":{"x":null}}"#;
+    let body = r#"{"userId":"u","event":"Grüße","properties":{"a" : [1.50, "\u00fc"]},"context":{"x":null},"receivedAt":"then"}"#;
     assert_eq!(relay.post("/v1/track", KEY, body).await.status(), 200);
     relay.track(KEY, &ids("e", 0..3)).await;
     drained(&relay).await;
@@ -258,6 +258,9 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
     let stats = relay.stats().await;
     assert_eq!(hooks(&stats)[0].key, "signed …-r-l");
     assert_eq!(hooks(&stats)[0].delivered_batches, 4);
+            let received = request.json()["receivedAt"].clone();
+            let received = received.as_str().expect("text");
+            assert!(received.parse::<jiff::Timestamp>().is_ok(), "{received}");
     assert_eq!(stats.ingest.accepted_events, 4, "copies do not count");
 }
 
