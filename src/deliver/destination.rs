@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::request::{Answer, Hook};
-use super::{Context, Settings, WEBHOOK_MAX_AGE};
+use super::{Context, Settings, WEBHOOK_MAX_AGE, WebhookConfig};
 use crate::batch::{Batch, Envelope, Limits};
 use crate::queue::{LaneName, WEBHOOK};
 
@@ -37,7 +37,22 @@ enum Kind {
 #[derive(Debug)]
 pub(super) struct Webhook {
     pub(super) hook: Hook,
-    pub(super) max_age: Option<Duration>,
+    pub(super) config: WebhookConfig,
+}
+
+impl PartialEq for Destination {
+    /// Whether all that the operator says of it is the same, so that what fails at the one fails at the other.
+    fn eq(&self, other: &Destination) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Segment(_), Kind::Segment(_)) => {
+                self.settings.config.segment == other.settings.config.segment
+            }
+            (Kind::Webhook(own), Kind::Webhook(others)) => {
+                own.as_ref().map(|own| &own.config) == others.as_ref().map(|other| &other.config)
+            }
+            (Kind::Segment(_), Kind::Webhook(_)) | (Kind::Webhook(_), Kind::Segment(_)) => false,
+        }
+    }
 }
 
 impl Destination {
@@ -101,7 +116,7 @@ impl Destination {
     pub(super) fn max_age(&self) -> (Option<Duration>, &'static str) {
         match &self.kind {
             Kind::Segment(_) => (self.settings.config.retry.max_age, "retry.max_age"),
-            Kind::Webhook(Some(webhook)) => (webhook.max_age, "its webhook's max_age"),
+            Kind::Webhook(Some(webhook)) => (webhook.config.max_age, "its webhook's max_age"),
             // Nobody says how long they are to wait, and they must not for ever.
             Kind::Webhook(None) => (Some(WEBHOOK_MAX_AGE), "the default max_age of webhooks"),
         }

@@ -18,11 +18,21 @@ const KEY: &str = "KEY12345";
 
 /// A daemon that goes by a file with these webhooks, in whose folder it also spools.
 async fn start(dir: &Path, endpoint: &str, webhooks: &str) -> Relay {
+    start_with(dir, endpoint, webhooks, &[]).await
+}
+
+/// As [`start`], with settings that the file cannot change.
+async fn start_with(
+    dir: &Path,
+    endpoint: &str,
+    webhooks: &str,
+    settings: &[(&str, &str)],
+) -> Relay {
     write(dir, webhooks);
     let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
     let config = dir.join("config.toml");
     command.args(["serve", "--config"]).arg(config);
-    Relay::start_by(command, &dir.join("spool"), endpoint, &[]).await
+    Relay::start_by(command, &dir.join("spool"), endpoint, settings).await
 }
 
 fn write(dir: &Path, webhooks: &str) {
@@ -248,6 +258,9 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
             assert_eq!(header("authorization"), Some("Bearer t0ken"));
             let agent = concat!("segspool/", env!("CARGO_PKG_VERSION"));
             assert_eq!(header("user-agent"), Some(agent));
+            let received = request.json()["receivedAt"].clone();
+            let received = received.as_str().expect("text");
+            assert!(received.parse::<jiff::Timestamp>().is_ok(), "{received}");
             expected
         })
         .collect();
@@ -258,9 +271,6 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
     let stats = relay.stats().await;
     assert_eq!(hooks(&stats)[0].key, "signed …-r-l");
     assert_eq!(hooks(&stats)[0].delivered_batches, 4);
-            let received = request.json()["receivedAt"].clone();
-            let received = received.as_str().expect("text");
-            assert!(received.parse::<jiff::Timestamp>().is_ok(), "{received}");
     assert_eq!(stats.ingest.accepted_events, 4, "copies do not count");
 }
 
@@ -375,6 +385,14 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
         of_path.map(|request| request.body).collect::<Vec<_>>()
     };
     assert_eq!(asked("/picky").len(), 1);
+    let listed = segspool(&relay.admin, &["dead-letters", "list"]);
+    assert!(text(&listed.stdout).contains("orders …icky"), "{listed:?}");
+    let lanes = segspool(&relay.admin, &["lanes", "list"]);
+    let lanes = text(&lanes.stdout);
+    assert!(
+        lanes.contains("orders …icky") && lanes.contains("orders …ther"),
+        "{lanes}"
+    );
 
     *refuses.lock().expect("no panic under this lock") = false;
     assert_eq!(replay(&relay, "code=refused").await["replayed"], 1);
@@ -388,14 +406,6 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-    let listed = segspool(&relay.admin, &["dead-letters", "list"]);
-    assert!(text(&listed.stdout).contains("orders …icky"), "{listed:?}");
-    let lanes = segspool(&relay.admin, &["lanes", "list"]);
-    let lanes = text(&lanes.stdout);
-    assert!(
-        lanes.contains("orders …icky") && lanes.contains("orders …ther"),
-        "{lanes}"
-    );
 async fn what_segment_refused_and_is_replayed_does_not_reach_the_webhooks_twice() {
     let (dir, segment) = (spool(), segment().await);
     segment.answer(segspool::stand_in::Answer::status(400));
@@ -473,6 +483,33 @@ async fn the_lane_of_a_webhook_that_is_gone_is_held_until_it_is_back() {
     at_new.await;
     let stats = relay.until(|stats| stats.queue.events == 5).await;
     assert_eq!(stats.dead_letters.events, 0);
+}
+
+/// A service may say 500 where it misses a header: its lane once waited to the end of its backoff after the header was set.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_in_trouble_is_tried_again_at_once_when_its_webhook_has_changed() {
+    let (dir, segment) = (spool(), segment().await);
+    let server = Server::start(|request| match request.header("x-team") {
+        Some("growth") => success(),
+        _ => answer(500, "", ""),
+    })
+    .await;
+    let hook = |more: &str| webhook("orders", &server.url(), more);
+    let patience = [("RETRY__BASE", "1h"), ("RETRY__MAX", "1h")];
+    let relay = start_with(dir.path(), &segment.url(), &hook(""), &patience).await;
+    relay.track(KEY, &ids("e", 0..2)).await;
+    let backs_off = |stats: &Snapshot| {
+        let mut lanes = hooks(stats).into_iter();
+        lanes.any(|lane| lane.state == LaneState::BackingOff)
+    };
+    relay.until(backs_off).await;
+    let other = webhook("other", "http://127.0.0.1:9/", "types = [\"delete\"]");
+    reload(&relay, dir.path(), &(other + &hook("")), 1).await;
+    assert!(backs_off(&relay.stats().await));
+    let mended = hook("headers = { X-Team = \"growth\" }");
+    reload(&relay, dir.path(), &mended, 2).await;
+    drained(&relay).await;
+    assert_eq!(server.asked().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
