@@ -204,10 +204,8 @@ impl Config {
             None => Table::new(),
         };
         for (name, value) in variables {
-            if let Some(key) = name
-                .strip_prefix(VARIABLE_PREFIX)
-                .filter(|key| is_ours(key))
-            {
+            let key = name.strip_prefix(VARIABLE_PREFIX);
+            if let Some(key) = key.filter(|key| !is_of_others(key)) {
                 table = lay_over(table, key, &value)
                     .map_err(|message| Error::Variable { name, message })?;
             }
@@ -452,15 +450,21 @@ fn read_file(path: &Path) -> Result<Table, Error> {
     text.parse::<Table>().map_err(wrong)
 }
 
-/// A variable that begins like one of these and has a single underscore behind it is a slip, and becomes an error.
-const SECTIONS: [&str; 9] = [
-    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "PROFILES", "RECEIVER", "SHUTDOWN", "LOG",
-];
+/// What begins as the daemon's variables do and is meant for others, who may hand it on to the daemon: the tests, which start one.
+const OF_TESTS: [&str; 2] = ["BACKLOG_EVENTS", "REQUIRE_CLIENTS"];
+/// And, where a service is called segspool, what Kubernetes and Docker tell of its addresses.
+const OF_SERVICES: [&str; 3] = ["PORT", "SERVICE_HOST", "SERVICE_PORT"];
+/// What cannot be said by a variable.
+const WEBHOOK_RULE: &str =
+    "webhooks are tables of the configuration file, [[webhook]], and have no variables";
 
-/// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
-fn is_ours(key: &str) -> bool {
-    let section = key.split('_').next().unwrap_or_default();
-    key == "DATA_DIR" || key.contains("__") || SECTIONS.contains(&section)
+/// Whether a variable is none of the daemon's business. Any other names a setting, or is a slip that must not pass unseen.
+fn is_of_others(key: &str) -> bool {
+    let is_of_service = |name: &str| {
+        let rest = key.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    OF_TESTS.contains(&key) || OF_SERVICES.iter().any(|name| is_of_service(name))
 }
 
 /// The table with one key replaced. A value is read as TOML where that fits, else as a string.
@@ -473,6 +477,9 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
         .and_then(|mut t| t.remove("v"));
     let mut first_error = None;
     for value in as_toml.into_iter().chain([as_string]) {
+    if key.starts_with("WEBHOOK") {
+        return Err(WEBHOOK_RULE.to_owned());
+    }
         let mut tried = table.clone();
         put(&mut tried, &path, value)?;
         match Config::deserialize(tried.clone()) {
@@ -480,7 +487,11 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
             Err(e) => _ = first_error.get_or_insert(e.message().to_owned()),
         }
     }
-    Err(first_error.unwrap_or_default())
+    let message = first_error.unwrap_or_default();
+    Err(match path.len() {
+        1 => format!("{message}; a key of a section is named as SEGSPOOL_SECTION__KEY is"),
+        _ => message,
+    })
 }
 
 fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {

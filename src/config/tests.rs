@@ -64,6 +64,10 @@ fn the_environment_wins_over_the_file() {
         ("SEGSPOOL_INGEST__SOCKET_MODE", "600"),
         ("SEGSPOOL_DATA_DIR", "/tmp/x"),
         ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
+        ("SEGSPOOL_SERVICE_HOST", "10.0.0.7"),
+        ("SEGSPOOL_SERVICE_PORT_INGEST", "7346"),
+        ("SEGSPOOL_PORT", "tcp://10.0.0.7:7346"),
+        ("SEGSPOOL_PORT_7346_TCP_ADDR", "10.0.0.7"),
     ];
     let config = load(
         "data_dir = \"/y\"\n[segment]\nlinger = \"1s\"\n",
@@ -235,6 +239,31 @@ fn every_error_says_where_and_what() {
             "",
             Some(("SEGSPOOL_LOG_LEVEL", "debug")),
             "environment variable SEGSPOOL_LOG_LEVEL: unknown field `log_level`",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_LOG_LEVEL", "debug")),
+            "; a key of a section is named as SEGSPOOL_SECTION__KEY is",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_DATADIR", "/var/spool")),
+            "environment variable SEGSPOOL_DATADIR: unknown field `datadir`, expected one of `data_dir`, `ingest`",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_PORTS", "1")),
+            "environment variable SEGSPOOL_PORTS: unknown field `ports`",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_WEBHOOK__URLS", "[\"http://host/\"]")),
+            "environment variable SEGSPOOL_WEBHOOK__URLS: webhooks are tables of the configuration file, [[webhook]]",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_WEBHOOK_URL", "http://host/")),
+            "environment variable SEGSPOOL_WEBHOOK_URL: webhooks are tables of the configuration file, [[webhook]]",
         ),
         (
             "[[webhook]]\nname = \"a\"\n\nurls = [\"nowhere\"]\n",
