@@ -233,9 +233,9 @@ impl Config {
     /// Acceptance's part.
     #[must_use]
     pub fn rules(&self) -> Rules {
-        let secret = &self.receiver.secret;
         let receiver = Receiver {
-            secret: secret.clone(),
+            secret: self.receiver.secret.clone(),
+            batches: self.receiver.batches,
         };
         Rules {
             triggers: self.webhook.iter().map(WebhookConfig::trigger).collect(),

@@ -12,6 +12,8 @@ use crate::event::{Code, Facts, RawEvent, Rejection, SharedSecret, decode_receiv
 pub struct Receiver {
     /// What Segment signs with; none where anybody may post.
     pub secret: Option<SharedSecret>,
+    /// Whether several events at a time are taken though only the first of them is signed.
+    pub batches: bool,
 }
 
 impl Receiver {
@@ -51,6 +53,9 @@ impl Ingest {
             return Err(Refusal::NotSigned);
         }
         let envelope = envelope.map_err(|rejection| self.count_rejected(rejection))?;
+        if receiver.secret.is_some() && !receiver.batches && envelope.events.len() > 1 {
+            return Err(Refusal::PartlySigned);
+        }
         let (rules, now) = (self.rules(), (self.now)());
         let (mut copies, mut rejected) = (Copies::default(), Vec::new());
         for (index, raw) in envelope.events.iter().enumerate() {

@@ -216,6 +216,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
             Refusal::TooManyLanes => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_write_keys",
+            Refusal::PartlySigned => (StatusCode::UNAUTHORIZED, "batch_not_signed", None),
                 Some(FULL_RETRY_SECONDS),
             ),
             Refusal::Queue(AppendError::Full) => (

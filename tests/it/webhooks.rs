@@ -550,7 +550,7 @@ async fn what_segments_webhooks_post_goes_to_those_that_want_it_and_not_back_to_
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "s3cret").expect("written");
     let config = format!(
-        "[receiver]\nenabled = true\nsecret_file = \"{}\"\n",
+        "[receiver]\nenabled = true\nsecret_file = \"{}\"\nbatches = true\n",
         secret.display()
     ) + &webhook("all", &format!("{}/all", server.url()), "")
         + &webhook(
@@ -637,6 +637,28 @@ async fn what_segments_webhooks_post_goes_to_those_that_want_it_and_not_back_to_
     let whole = asked.iter().find(|r| id(&r.json()) == "m-1");
     let whole = whole.expect("it was posted");
     assert_eq!(String::from_utf8_lossy(&whole.body), lone.trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_events_of_which_one_is_signed_are_taken_only_where_the_operator_says_so() {
+    let (dir, segment) = (spool(), segment().await);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "s3cret").expect("written");
+    let config = |more: &str| {
+        let file = secret.display();
+        format!("[receiver]\nenabled = true\nsecret_file = \"{file}\"\n{more}\n")
+    };
+    let relay = start(dir.path(), &segment.url(), &config("")).await;
+    let first = r#"{"type":"track","event":"E","userId":"u"}"#;
+    let sign = signature("s3cret", first.as_bytes());
+    let (alone, several) = (format!("[{first}]"), format!("[{first},{first}]"));
+    assert_eq!(receive(&relay, Some(&sign), &alone).await.0, 200);
+    let (status, reply) = receive(&relay, Some(&sign), &several).await;
+    assert_eq!((status, &reply["code"]), (401, &"batch_not_signed".into()));
+    assert_eq!(relay.stats().await.ingest.received_events, 1);
+    reload(&relay, dir.path(), &config("batches = true"), 1).await;
+    assert_eq!(receive(&relay, Some(&sign), &several).await.0, 200);
+    assert_eq!(relay.stats().await.ingest.received_events, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
