@@ -1,6 +1,7 @@
 //! The configuration: the sum of the steps' own settings, from a TOML file and the environment.
 //!
-//! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. An unknown key, a wrong type and a value out
+//! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. Webhooks are for the file
+//! alone. An unknown key, a wrong type and a value out
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
 mod reload;
@@ -400,6 +401,10 @@ impl Config {
 
     fn check_webhooks(&self) -> Result<(), Error> {
         let (mut names, mut urls_of_all) = (HashSet::new(), 0);
+        let is_own = |url: &WebhookUrl| {
+            let mut own = self.ingest.tcp_addresses();
+            own.any(|address| url.leads_to(address))
+        };
         for webhook in &self.webhook {
             let (name, urls) = (&webhook.name, &webhook.urls);
             let distinct: HashSet<_> = urls.iter().map(WebhookUrl::expose).collect();
@@ -410,6 +415,8 @@ impl Config {
                 format!("needs at least one URL: {name}")
             } else if distinct.len() < urls.len() {
                 format!("must not have the same URL twice: {name}")
+            } else if urls.iter().any(is_own) {
+                format!("must not post to an ingest address of this daemon: {name}")
             } else if webhook.timeout.is_zero() {
                 format!("needs a timeout above 0: {name}")
             } else if urls_of_all > WEBHOOK_URLS_MAX {
@@ -470,6 +477,9 @@ fn is_of_others(key: &str) -> bool {
 /// The table with one key replaced. A value is read as TOML where that fits, else as a string.
 fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
     let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
+    if key.starts_with("WEBHOOK") {
+        return Err(WEBHOOK_RULE.to_owned());
+    }
     let as_string = Value::String(text.to_owned());
     let as_toml = format!("v = {text}")
         .parse::<Table>()
@@ -477,9 +487,6 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
         .and_then(|mut t| t.remove("v"));
     let mut first_error = None;
     for value in as_toml.into_iter().chain([as_string]) {
-    if key.starts_with("WEBHOOK") {
-        return Err(WEBHOOK_RULE.to_owned());
-    }
         let mut tried = table.clone();
         put(&mut tried, &path, value)?;
         match Config::deserialize(tried.clone()) {

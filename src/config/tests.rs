@@ -382,6 +382,33 @@ fn every_error_says_where_and_what() {
 }
 
 #[test]
+fn a_webhook_does_not_post_to_the_daemons_own_ingest_address() {
+    let listen = "[ingest]\nlisten = [\"127.0.0.1:7346\", \"[::]:80\", \"unix:/run/a.sock\"]\n[ingest.tls]\nlisten = \"10.0.0.7:443\"\n";
+    for (url, is_own) in [
+        ("http://127.0.0.1:7346/v1/webhook", true),
+        ("http://localhost:7346/v1/track", true),
+        ("http://LOCALHOST/hook", true),
+        ("http://[::1]/hook", true),
+        ("http://127.0.0.9/hook", true),
+        ("https://10.0.0.7/v1/webhook", true),
+        ("http://127.0.0.1:7347/v1/webhook", false),
+        ("http://127.0.0.2:7346/v1/webhook", false),
+        ("http://10.0.0.7/v1/webhook", false),
+        ("http://example.test/v1/webhook", false),
+        ("https://localhost/hook", false),
+    ] {
+        let text = format!("{listen}[[webhook]]\nname = \"a\"\nurls = [\"{url}\"]\n");
+        let found = load(&text, &[]).map_err(|error| error.to_string());
+        let rule = "webhook must not post to an ingest address of this daemon: a";
+        assert_eq!(
+            found.as_ref().err().map(String::as_str),
+            is_own.then_some(rule),
+            "{url}"
+        );
+    }
+}
+
+#[test]
 fn a_url_without_its_brackets_is_not_shown_since_it_may_hold_a_token() {
     let text = "[[webhook]]\nname = \"a\"\nurls = \"https://example.test/t0ken\"\n";
     let error = load(text, &[]).expect_err("no list").to_string();

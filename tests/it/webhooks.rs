@@ -661,6 +661,30 @@ async fn several_events_of_which_one_is_signed_are_taken_only_where_the_operator
     assert_eq!(relay.stats().await.ingest.received_events, 3);
 }
 
+/// An event went round for ever where a webhook posted to the receiver, and each time was durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_webhook_posts_to_the_receiver_is_refused_and_a_dead_letter() {
+    let (dir, segment) = (spool(), segment().await);
+    let receiver = "[receiver]\nenabled = true\n";
+    let relay = start(dir.path(), &segment.url(), receiver).await;
+    // It listens on a port that the configuration cannot know.
+    let own = webhook("own", &format!("{}/v1/webhook", relay.ingest), "");
+    reload(&relay, dir.path(), &format!("{receiver}{own}"), 1).await;
+    relay.track(KEY, &ids("e", 0..3)).await;
+    let stats = drained(&relay).await;
+    assert_eq!(
+        (stats.dead_letters.events, stats.ingest.received_events),
+        (3, 0)
+    );
+    assert_eq!(hooks(&stats)[0].last_status, Some(400));
+    let letters = segspool(&relay.admin, &["dead-letters", "export"]);
+    assert!(
+        text(&letters.stdout).contains("loop_detected"),
+        "{letters:?}"
+    );
+    assert_eq!(segment.tally().events, 3);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_is_off_unless_it_is_turned_on_and_is_for_posts_alone() {
     let (dir, segment) = (spool(), segment().await);
