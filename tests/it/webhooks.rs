@@ -1,17 +1,18 @@
 //! Webhooks: each URL gets the events that it wants, signed, and nobody else waits for it. And the way in for those of Segment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::process::Signal;
+use segspool::stand_in::{Answer, Match, Options, Rule, StandIn, Tally, Violation};
 use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
 use serde_json::Value;
 
 use crate::dead_letters::{replay, segspool, text};
-use crate::support::server::{Reaction, Request, Server, answer, success};
+use crate::support::server::{Server, answer, success};
 use crate::support::{Relay, client, ids, segment, spool, within};
 
 const KEY: &str = "KEY12345";
@@ -274,51 +275,28 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
     assert_eq!(stats.ingest.accepted_events, 4, "copies do not count");
 }
 
-/// Answers a path once it may, and keeps the messageIds of what it has answered.
-#[derive(Clone, Default)]
-struct Ledger(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
-
-impl Ledger {
-    fn take(&self, request: &Request) -> Reaction {
-        let path = request.line.split(' ').nth(1).expect("a path").to_owned();
-        let mut ledger = self.0.lock().expect("no panic under this lock");
-        ledger.entry(path).or_default().push(id(&request.json()));
-        success()
-    }
-
-    fn at(&self, path: &str) -> Vec<String> {
-        let ledger = self.0.lock().expect("no panic under this lock");
-        let mut ids = ledger.get(path).cloned().unwrap_or_default();
-        ids.sort();
-        ids
-    }
+/// How many different events a webhook of a stand-in has got.
+fn distinct(tally: &Tally, hook: &str) -> u64 {
+    tally.hooks.get(hook).map_or(0, |hook| hook.distinct_events)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_url_and_a_hanging_one_delay_nobody_and_get_everything_once_they_are_back() {
     let (dir, segment) = (spool(), segment().await);
-    let (ledger, back) = (Ledger::default(), Arc::new(Mutex::new(false)));
-    let (keep, is_back) = (ledger.clone(), Arc::clone(&back));
-    let server = Server::start(move |request| {
-        let is_back = *is_back.lock().expect("no panic under this lock");
-        if request.line.contains("/hanging") && !is_back {
-            return Reaction::Hang;
-        }
-        keep.take(request)
-    })
-    .await;
     // Nothing listens where something did a moment ago.
-    let dead = Server::start(|_| success()).await.address.clone();
+    let dead = StandIn::start(Options::default()).await.expect("a port");
+    dead.down().await;
+    segment.set_rules(vec![Rule::when(Match::hook("hanging"), Answer::Hang)]);
     let config = format!(
-        "[[webhook]]\nname = \"all\"\nurls = [\"http://{dead}/dead\", \"{url}/hanging\", \"{url}/healthy\"]\ntimeout = \"30s\"\n",
-        url = server.url()
+        "[[webhook]]\nname = \"all\"\nurls = [\"{dead}/hook/dead\", \"{url}/hook/hanging\", \"{url}/hook/healthy\"]\ntimeout = \"30s\"\n",
+        dead = dead.url(),
+        url = segment.url()
     );
     let mut relay = start(dir.path(), &segment.url(), &config).await;
-    let mut expected = ids("e", 0..200);
+    let expected = ids("e", 0..200);
     for portion in expected.chunks(20) {
         relay.track(KEY, portion).await;
     }
-    expected.sort();
     within(segment.until(|tally| tally.distinct_events == 200)).await;
     let stats = relay
         .until(|stats| {
@@ -326,33 +304,83 @@ async fn a_dead_url_and_a_hanging_one_delay_nobody_and_get_everything_once_they_
             done == 1
         })
         .await;
-    assert_eq!(ledger.at("/healthy"), expected);
+    let tally = segment.tally();
+    let healthy = &tally.hooks["healthy"];
+    assert_eq!((healthy.events, healthy.distinct_events), (200, 200));
     assert_eq!(stats.queue.events, 400);
     assert!(
         hooks(&stats)
             .iter()
             .any(|lane| lane.state == LaneState::BackingOff)
     );
-    let hanging = server
-        .asked()
-        .iter()
-        .filter(|request| request.line.contains("/hanging"))
-        .count();
-    assert_eq!(hanging, 1, "the first call hangs, and no other is made");
+    let hanging = &tally.hooks["hanging"];
+    assert_eq!(
+        (hanging.requests, hanging.hanging_requests),
+        (1, 1),
+        "the first call hangs, and no other is made"
+    );
 
     relay.kill();
-    *back.lock().expect("no panic under this lock") = true;
-    let keep = ledger.clone();
-    let _revived = Server::start_at(&dead, move |request| keep.take(request)).await;
+    let gone = |tally: &Tally| tally.hooks["hanging"].unanswered_requests == 1;
+    within(segment.until(gone)).await;
+    segment.set_rules(Vec::new());
+    dead.up().await.expect("the port was kept");
     let relay = start(dir.path(), &segment.url(), &config).await;
     let stats = drained(&relay).await;
-    assert_eq!(ledger.at("/dead"), expected);
-    assert_eq!(ledger.at("/hanging"), expected);
-    // What was settled a moment before the crash may come again.
-    let healthy: BTreeSet<_> = ledger.at("/healthy").into_iter().collect();
-    assert_eq!(healthy, expected.into_iter().collect());
-    assert_eq!(segment.tally().distinct_events, 200);
+    let (tally, at_dead) = (segment.tally(), dead.tally());
+    for (tally, hook) in [(&at_dead, "dead"), (&tally, "hanging")] {
+        assert_eq!(distinct(tally, hook), 200);
+        assert_eq!(tally.hooks[hook].events, 200);
+    }
+    for id in &expected {
+        assert_eq!(dead.times_posted("dead", id), 1);
+        assert_eq!(segment.times_posted("hanging", id), 1);
+        // What was settled a moment before the crash may come again.
+        assert!(segment.times_posted("healthy", id) >= 1);
+    }
+    for hook in tally.hooks.values().chain(at_dead.hooks.values()) {
+        assert!(hook.violations.is_empty(), "{hook:?}");
+    }
+    assert_eq!(tally.distinct_events, 200);
     assert_eq!(stats.dead_letters.events, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_checks_signatures_holds_the_lane_that_signs_wrongly_and_takes_the_others()
+{
+    let (dir, segment) = (spool(), segment().await);
+    let options = Options {
+        hook_secret: Some("s3cret".into()),
+        ..Options::default()
+    };
+    let receiver = StandIn::start(options).await.expect("a port");
+    let hook = |name: &str, secret: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, secret).expect("written");
+        let more = format!("secret_file = \"{}\"", file.display());
+        webhook(name, &format!("{}/hook/{name}", receiver.url()), &more)
+    };
+    let good = hook("good", "s3cret");
+    let config = good.clone() + &hook("bad", "other");
+    let relay = start(dir.path(), &segment.url(), &config).await;
+    relay.track(KEY, &ids("e", 0..10)).await;
+    within(receiver.until(|tally| distinct(tally, "good") == 10)).await;
+    let stats = relay
+        .until(|stats| {
+            let held = |lane: &&LaneSnapshot| lane.state == LaneState::Held;
+            hooks(stats).iter().any(held) && stats.queue.events == 10
+        })
+        .await;
+    assert_eq!(stats.dead_letters.events, 0);
+    let tally = receiver.tally();
+    assert_eq!(tally.hooks["bad"].events, 0);
+    assert!(tally.hooks["bad"].violations[&Violation::NotSigned] >= 1);
+    assert!(tally.hooks["good"].violations.is_empty());
+
+    let mended = good + &hook("bad", "s3cret");
+    reload(&relay, dir.path(), &mended, 1).await;
+    drained(&relay).await;
+    assert_eq!(distinct(&receiver.tally(), "bad"), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -408,7 +436,7 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_segment_refused_and_is_replayed_does_not_reach_the_webhooks_twice() {
     let (dir, segment) = (spool(), segment().await);
-    segment.answer(segspool::stand_in::Answer::status(400));
+    segment.answer(Answer::status(400));
     let server = Server::start(|_| success()).await;
     let relay = start(
         dir.path(),
