@@ -26,7 +26,7 @@ use crate::stats::Stats;
 
 pub use receive::Receiver;
 pub use replay::{Replayed, Stopped};
-pub use trigger::{Trigger, WEBHOOK, Wanted, webhook_lane};
+pub use trigger::{Trigger, Wanted, webhook_lane};
 
 use trigger::Copies;
 
@@ -138,6 +138,8 @@ pub enum Refusal {
     TooLarge,
     /// It is not signed with the secret that was agreed on.
     NotSigned,
+    /// Only the first of its events is signed.
+    PartlySigned,
     /// There are too many lanes for another write key.
     TooManyLanes,
     /// The queue did not take it; it may later.
@@ -154,6 +156,9 @@ impl fmt::Display for Refusal {
             Refusal::NotSigned => {
                 f.write_str("X-Signature is not that of the body by receiver.secret_file")
             }
+            Refusal::PartlySigned => f.write_str(
+                "of several events X-Signature is that of the first alone; receiver.batches = true takes the others on trust",
+            ),
             Refusal::TooManyLanes => f.write_str("there are too many different write keys"),
             Refusal::Queue(error) => write!(f, "{error}"),
         }

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use super::{EX_OSERR, EX_UNAVAILABLE, complain};
 use crate::stand_in::{Options, StandIn};
 
-/// It counts every messageId it gets. While it runs, `curl` makes it fail and shows the counts:
+/// It counts every messageId it gets, in batches and, one a call, at http://127.0.0.1:7350/hook/NAME, whatever the name. While it runs, `curl` makes it fail and shows the counts:
 ///
 ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '{"status":{"code":503}}'
 ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '"ok"'
 ///   curl http://127.0.0.1:7350/stand-in/tally
+///   curl -X PUT http://127.0.0.1:7350/stand-in/rules -d '[{"when":{"hook":"NAME"},"answer":"hang"}]'
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
@@ -26,6 +27,9 @@ pub(super) struct Args {
     /// The access token that its Profile API asks for; without it, any will do
     #[arg(long, value_name = "TOKEN")]
     profile_token: Option<String>,
+    /// The secret that calls to /hook/NAME are signed with; without it, signatures are not looked at
+    #[arg(long, value_name = "SECRET")]
+    hook_secret: Option<String>,
     /// Take whatever comes, even beyond Segment's limits
     #[arg(long)]
     lenient: bool,
@@ -42,6 +46,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         strict: !args.lenient,
         record: args.record,
         profile_token: args.profile_token.clone(),
+        hook_secret: args.hook_secret.clone(),
         ..Options::default()
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()

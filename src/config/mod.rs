@@ -1,6 +1,7 @@
 //! The configuration: the sum of the steps' own settings, from a TOML file and the environment.
 //!
-//! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. An unknown key, a wrong type and a value out
+//! Every key can also be given as `SEGSPOOL_SECTION__KEY`; the environment wins. Webhooks are for the file
+//! alone. An unknown key, a wrong type and a value out
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
 mod reload;
@@ -204,10 +205,8 @@ impl Config {
             None => Table::new(),
         };
         for (name, value) in variables {
-            if let Some(key) = name
-                .strip_prefix(VARIABLE_PREFIX)
-                .filter(|key| is_ours(key))
-            {
+            let key = name.strip_prefix(VARIABLE_PREFIX);
+            if let Some(key) = key.filter(|key| !is_of_others(key)) {
                 table = lay_over(table, key, &value)
                     .map_err(|message| Error::Variable { name, message })?;
             }
@@ -235,9 +234,9 @@ impl Config {
     /// Acceptance's part.
     #[must_use]
     pub fn rules(&self) -> Rules {
-        let secret = &self.receiver.secret;
         let receiver = Receiver {
-            secret: secret.clone(),
+            secret: self.receiver.secret.clone(),
+            batches: self.receiver.batches,
         };
         Rules {
             triggers: self.webhook.iter().map(WebhookConfig::trigger).collect(),
@@ -402,6 +401,10 @@ impl Config {
 
     fn check_webhooks(&self) -> Result<(), Error> {
         let (mut names, mut urls_of_all) = (HashSet::new(), 0);
+        let is_own = |url: &WebhookUrl| {
+            let mut own = self.ingest.tcp_addresses();
+            own.any(|address| url.leads_to(address))
+        };
         for webhook in &self.webhook {
             let (name, urls) = (&webhook.name, &webhook.urls);
             let distinct: HashSet<_> = urls.iter().map(WebhookUrl::expose).collect();
@@ -412,6 +415,8 @@ impl Config {
                 format!("needs at least one URL: {name}")
             } else if distinct.len() < urls.len() {
                 format!("must not have the same URL twice: {name}")
+            } else if urls.iter().any(is_own) {
+                format!("must not post to an ingest address of this daemon: {name}")
             } else if webhook.timeout.is_zero() {
                 format!("needs a timeout above 0: {name}")
             } else if urls_of_all > WEBHOOK_URLS_MAX {
@@ -452,20 +457,29 @@ fn read_file(path: &Path) -> Result<Table, Error> {
     text.parse::<Table>().map_err(wrong)
 }
 
-/// A variable that begins like one of these and has a single underscore behind it is a slip, and becomes an error.
-const SECTIONS: [&str; 9] = [
-    "INGEST", "ADMIN", "QUEUE", "SEGMENT", "RETRY", "PROFILES", "RECEIVER", "SHUTDOWN", "LOG",
-];
+/// What begins as the daemon's variables do and is meant for others, who may hand it on to the daemon: the tests, which start one.
+const OF_TESTS: [&str; 2] = ["BACKLOG_EVENTS", "REQUIRE_CLIENTS"];
+/// And, where a service is called segspool, what Kubernetes and Docker tell of its addresses.
+const OF_SERVICES: [&str; 3] = ["PORT", "SERVICE_HOST", "SERVICE_PORT"];
+/// What cannot be said by a variable.
+const WEBHOOK_RULE: &str =
+    "webhooks are tables of the configuration file, [[webhook]], and have no variables";
 
-/// Whether a variable names a key. `SEGSPOOL_REQUIRE_CLIENTS` and the like are none of the daemon's business.
-fn is_ours(key: &str) -> bool {
-    let section = key.split('_').next().unwrap_or_default();
-    key == "DATA_DIR" || key.contains("__") || SECTIONS.contains(&section)
+/// Whether a variable is none of the daemon's business. Any other names a setting, or is a slip that must not pass unseen.
+fn is_of_others(key: &str) -> bool {
+    let is_of_service = |name: &str| {
+        let rest = key.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    OF_TESTS.contains(&key) || OF_SERVICES.iter().any(|name| is_of_service(name))
 }
 
 /// The table with one key replaced. A value is read as TOML where that fits, else as a string.
 fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
     let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
+    if key.starts_with("WEBHOOK") {
+        return Err(WEBHOOK_RULE.to_owned());
+    }
     let as_string = Value::String(text.to_owned());
     let as_toml = format!("v = {text}")
         .parse::<Table>()
@@ -480,7 +494,11 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
             Err(e) => _ = first_error.get_or_insert(e.message().to_owned()),
         }
     }
-    Err(first_error.unwrap_or_default())
+    let message = first_error.unwrap_or_default();
+    Err(match path.len() {
+        1 => format!("{message}; a key of a section is named as SEGSPOOL_SECTION__KEY is"),
+        _ => message,
+    })
 }
 
 fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {

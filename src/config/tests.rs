@@ -64,6 +64,10 @@ fn the_environment_wins_over_the_file() {
         ("SEGSPOOL_INGEST__SOCKET_MODE", "600"),
         ("SEGSPOOL_DATA_DIR", "/tmp/x"),
         ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
+        ("SEGSPOOL_SERVICE_HOST", "10.0.0.7"),
+        ("SEGSPOOL_SERVICE_PORT_INGEST", "7346"),
+        ("SEGSPOOL_PORT", "tcp://10.0.0.7:7346"),
+        ("SEGSPOOL_PORT_7346_TCP_ADDR", "10.0.0.7"),
     ];
     let config = load(
         "data_dir = \"/y\"\n[segment]\nlinger = \"1s\"\n",
@@ -237,6 +241,31 @@ fn every_error_says_where_and_what() {
             "environment variable SEGSPOOL_LOG_LEVEL: unknown field `log_level`",
         ),
         (
+            "",
+            Some(("SEGSPOOL_LOG_LEVEL", "debug")),
+            "; a key of a section is named as SEGSPOOL_SECTION__KEY is",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_DATADIR", "/var/spool")),
+            "environment variable SEGSPOOL_DATADIR: unknown field `datadir`, expected one of `data_dir`, `ingest`",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_PORTS", "1")),
+            "environment variable SEGSPOOL_PORTS: unknown field `ports`",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_WEBHOOK__URLS", "[\"http://host/\"]")),
+            "environment variable SEGSPOOL_WEBHOOK__URLS: webhooks are tables of the configuration file, [[webhook]]",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_WEBHOOK_URL", "http://host/")),
+            "environment variable SEGSPOOL_WEBHOOK_URL: webhooks are tables of the configuration file, [[webhook]]",
+        ),
+        (
             "[[webhook]]\nname = \"a\"\n\nurls = [\"nowhere\"]\n",
             None,
             "config.toml:4: a webhook's URL is not valid: ",
@@ -349,6 +378,33 @@ fn every_error_says_where_and_what() {
     ] {
         let error = load(text, variable.as_slice()).expect_err(text).to_string();
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn a_webhook_does_not_post_to_the_daemons_own_ingest_address() {
+    let listen = "[ingest]\nlisten = [\"127.0.0.1:7346\", \"[::]:80\", \"unix:/run/a.sock\"]\n[ingest.tls]\nlisten = \"10.0.0.7:443\"\n";
+    for (url, is_own) in [
+        ("http://127.0.0.1:7346/v1/webhook", true),
+        ("http://localhost:7346/v1/track", true),
+        ("http://LOCALHOST/hook", true),
+        ("http://[::1]/hook", true),
+        ("http://127.0.0.9/hook", true),
+        ("https://10.0.0.7/v1/webhook", true),
+        ("http://127.0.0.1:7347/v1/webhook", false),
+        ("http://127.0.0.2:7346/v1/webhook", false),
+        ("http://10.0.0.7/v1/webhook", false),
+        ("http://example.test/v1/webhook", false),
+        ("https://localhost/hook", false),
+    ] {
+        let text = format!("{listen}[[webhook]]\nname = \"a\"\nurls = [\"{url}\"]\n");
+        let found = load(&text, &[]).map_err(|error| error.to_string());
+        let rule = "webhook must not post to an ingest address of this daemon: a";
+        assert_eq!(
+            found.as_ref().err().map(String::as_str),
+            is_own.then_some(rule),
+            "{url}"
+        );
     }
 }
 

@@ -98,6 +98,8 @@ pub struct ReceiverConfig {
     /// The secret itself, once the file has been read.
     #[serde(skip)]
     pub secret: Option<SharedSecret>,
+    /// Whether several events at a time are taken though there is a secret, which signs the first alone.
+    pub batches: bool,
 }
 
 fn timeout() -> Duration {

@@ -9,10 +9,9 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::request::{Answer, Hook};
-use super::{Context, Settings, WEBHOOK_MAX_AGE};
+use super::{Context, Settings, WEBHOOK_MAX_AGE, WebhookConfig};
 use crate::batch::{Batch, Envelope, Limits};
-use crate::ingest::WEBHOOK;
-use crate::queue::LaneName;
+use crate::queue::{LaneName, WEBHOOK};
 
 /// Calls to one URL under way.
 pub(super) const WEBHOOK_CALLS_MAX: usize = 4;
@@ -38,7 +37,22 @@ enum Kind {
 #[derive(Debug)]
 pub(super) struct Webhook {
     pub(super) hook: Hook,
-    pub(super) max_age: Option<Duration>,
+    pub(super) config: WebhookConfig,
+}
+
+impl PartialEq for Destination {
+    /// Whether all that the operator says of it is the same, so that what fails at the one fails at the other.
+    fn eq(&self, other: &Destination) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Segment(_), Kind::Segment(_)) => {
+                self.settings.config.segment == other.settings.config.segment
+            }
+            (Kind::Webhook(own), Kind::Webhook(others)) => {
+                own.as_ref().map(|own| &own.config) == others.as_ref().map(|other| &other.config)
+            }
+            (Kind::Segment(_), Kind::Webhook(_)) | (Kind::Webhook(_), Kind::Segment(_)) => false,
+        }
+    }
 }
 
 impl Destination {
@@ -112,7 +126,7 @@ impl Destination {
             Kind::Segment(_) => (self.settings.config.retry.max_age, "retry.max_age"),
             // However long it has waited, it is offered once to a webhook that takes others.
             Kind::Webhook(Some(webhook)) => (
-                webhook.max_age.filter(|_| in_trouble),
+                webhook.config.max_age.filter(|_| in_trouble),
                 "its webhook's max_age",
             ),
             // Nobody says how long they are to wait, and they must not for ever.

@@ -173,12 +173,14 @@ impl LaneLoop {
         if self.settings.config.retry != *retry {
             self.backoff = Backoff::new(retry.base, retry.max);
         }
-        let is_mended = self.settings.config.segment != settings.config.segment;
-        self.destination = Arc::new(Destination::of(self.reader.lane().name(), &settings));
+        let destination = Arc::new(Destination::of(self.reader.lane().name(), &settings));
+        let is_mended = self.destination != destination;
+        self.destination = destination;
         self.assembler.set_limits(self.destination.limits());
         self.settings = settings;
         if is_mended || self.stats.state() == LaneState::Held {
             self.pause_until = None;
+            self.again.wait_no_more();
         }
     }
 

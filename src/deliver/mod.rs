@@ -211,9 +211,9 @@ impl Settings {
                     webhook.timeout,
                     config.retry.max_retry_after,
                 )?;
-                let max_age = webhook.max_age;
+                let config = webhook.clone();
                 let name = webhook_lane(&webhook.name, url.expose());
-                webhooks.insert(name, Arc::new(Webhook { hook, max_age }));
+                webhooks.insert(name, Arc::new(Webhook { hook, config }));
             }
         }
         Ok(Settings {

@@ -82,14 +82,26 @@ pub struct Facts<'a> {
     /// nobody knows.
     pub channel: Option<Channel>,
     json: Json<'a>,
-    has_received_at: bool,
+    /// The values of its `receivedAt`.
+    received_at: Vec<Json<'a>>,
+    keeps_received_at: bool,
 }
 
 impl<'a> Facts<'a> {
-    /// The facts of an event; none where it is no JSON object.
+    /// The facts of an event of an application; none where it is no JSON object.
     pub fn of(event: &'a [u8]) -> Option<Facts<'a>> {
         let json: Json<'a> = serde_json::from_slice(event).ok()?;
         json.is_object().then(|| Facts::read(json))
+    }
+
+    /// The facts of an event that Segment posts; none where it is no JSON object. Segment's `receivedAt` is when Segment got it.
+    pub fn of_received(event: &'a [u8]) -> Option<Facts<'a>> {
+        let facts = Facts::of(event)?;
+        let keeps_received_at = !facts.received_at.is_empty();
+        Some(Facts {
+            keeps_received_at,
+            ..facts
+        })
     }
 
     fn read(json: Json<'a>) -> Facts<'a> {
@@ -99,7 +111,8 @@ impl<'a> Facts<'a> {
             user_id: None,
             channel: None,
             json,
-            has_received_at: false,
+            received_at: Vec::new(),
+            keeps_received_at: false,
         };
         let (mut own_channel, mut context) = (None, None);
         for member in json.members() {
@@ -110,7 +123,7 @@ impl<'a> Facts<'a> {
                 Some("userId") => facts.user_id = member.value.text(),
                 Some("channel") => own_channel = name(member.value),
                 Some("context") => context = Some(member.value),
-                Some("receivedAt") => facts.has_received_at = true,
+                Some("receivedAt") => facts.received_at.push(member.value),
                 _ => {}
             }
         }
@@ -118,11 +131,26 @@ impl<'a> Facts<'a> {
         facts
     }
 
-    /// Appends the event as it is, and `receivedAt` behind its members where it has none.
+    /// Appends the event with the time of its receipt as `receivedAt`, in place of what an application may call so, else behind its
+    /// members.
     pub fn write(&self, received: Timestamp, out: &mut Vec<u8>) {
         let event = self.json.as_str();
-        let Some(open) = event.strip_suffix('}').filter(|_| !self.has_received_at) else {
+        if self.keeps_received_at {
             out.extend_from_slice(event.as_bytes());
+            return;
+        }
+        let stamp = format!("\"{received:.3}\"");
+        let mut written = 0;
+        for value in self.received_at.iter().map(|value| value.as_str()) {
+            // Each is a part of the event's own text.
+            let at = value.as_ptr().addr() - event.as_ptr().addr();
+            out.extend_from_slice(&event.as_bytes()[written..at]);
+            out.extend_from_slice(stamp.as_bytes());
+            written = at + value.len();
+        }
+        let rest = &event[written..];
+        let Some(open) = rest.strip_suffix('}').filter(|_| written == 0) else {
+            out.extend_from_slice(rest.as_bytes());
             return;
         };
         let comma = if self.json.members().next().is_some() {
@@ -131,7 +159,7 @@ impl<'a> Facts<'a> {
             ""
         };
         out.extend_from_slice(open.as_bytes());
-        out.extend_from_slice(format!("{comma}\"receivedAt\":\"{received:.3}\"}}").as_bytes());
+        out.extend_from_slice(format!("{comma}\"receivedAt\":{stamp}}}").as_bytes());
     }
 }
 
@@ -217,23 +245,44 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_given_the_time_of_its_receipt_once() {
+    fn an_event_is_given_the_time_of_its_receipt_in_place_of_what_an_application_says() {
         let received: Timestamp = "2026-11-23T14:00:00Z".parse().expect("a timestamp");
         for (event, expected) in [
-            (r"{}", r#"{"receivedAt":"2026-11-23T14:00:00.000Z"}"#),
+            (r"{}", r#"{"receivedAt":NOW}"#),
+            (r#"{"a": "}" }"#, r#"{"a": "}" ,"receivedAt":NOW}"#),
+            (r#"{"receivedAt":"then"}"#, r#"{"receivedAt":NOW}"#),
             (
-                r#"{"a": "}" }"#,
-                r#"{"a": "}" ,"receivedAt":"2026-11-23T14:00:00.000Z"}"#,
+                r#"{"a":{"receivedAt":1}, "receivedAt" : {"b":[2]} ,"c":"receivedAt"}"#,
+                r#"{"a":{"receivedAt":1}, "receivedAt" : NOW ,"c":"receivedAt"}"#,
             ),
-            (r#"{"receivedAt":"then"}"#, r#"{"receivedAt":"then"}"#),
+            (
+                r#"{"receivedAt":null,"ü":1,"received\u0041t":"then"}"#,
+                r#"{"receivedAt":NOW,"ü":1,"received\u0041t":NOW}"#,
+            ),
         ] {
             let mut out = Vec::new();
             let facts = Facts::of(event.as_bytes()).expect("an object");
             facts.write(received, &mut out);
+            let expected = expected.replace("NOW", "\"2026-11-23T14:00:00.000Z\"");
             assert_eq!(String::from_utf8(out).expect("text"), expected);
         }
         for other in ["", "[]", "7", "{", "\u{0}"] {
             assert!(Facts::of(other.as_bytes()).is_none(), "{other}");
+            assert!(Facts::of_received(other.as_bytes()).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_segment_says_of_its_own_receipt_stays() {
+        let received: Timestamp = "2026-11-23T14:00:00Z".parse().expect("a timestamp");
+        for (event, expected) in [
+            (r#"{"receivedAt": "then"}"#, r#"{"receivedAt": "then"}"#),
+            (r"{}", r#"{"receivedAt":"2026-11-23T14:00:00.000Z"}"#),
+        ] {
+            let mut out = Vec::new();
+            let facts = Facts::of_received(event.as_bytes()).expect("an object");
+            facts.write(received, &mut out);
+            assert_eq!(String::from_utf8(out).expect("text"), expected);
         }
     }
 }

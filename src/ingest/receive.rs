@@ -13,6 +13,8 @@ use crate::queue::AppendError;
 pub struct Receiver {
     /// What Segment signs with; none where anybody may post.
     pub secret: Option<SharedSecret>,
+    /// Whether several events at a time are taken though only the first of them is signed.
+    pub batches: bool,
 }
 
 impl Receiver {
@@ -52,6 +54,9 @@ impl Ingest {
             return Err(Refusal::NotSigned);
         }
         let envelope = envelope.map_err(|rejection| self.count_rejected(rejection))?;
+        if receiver.secret.is_some() && !receiver.batches && envelope.events.len() > 1 {
+            return Err(Refusal::PartlySigned);
+        }
         let (rules, now) = (self.rules(), (self.now)());
         let (mut copies, mut rejected) = (Copies::default(), Vec::new());
         for (index, raw) in envelope.events.iter().enumerate() {
@@ -98,6 +103,6 @@ fn check<'a>(raw: &RawEvent<'a>) -> Result<Facts<'a>, Rejection> {
         let message = format!("the event is {bytes} bytes long, more than {RECEIVED_BYTES_MAX}");
         return Err(Rejection::new(Code::EventTooLarge, message));
     }
-    Facts::of(json.as_bytes())
+    Facts::of_received(json.as_bytes())
         .ok_or_else(|| Rejection::new(Code::NotAnObject, "the event is not a JSON object"))
 }

@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::trigger::Copies;
-use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT, WEBHOOK};
+use super::{BATCH, Call, Ingest, PIXEL, Refusal, SEGMENT};
 use crate::event::{
     Code, Kind, Rejection, Stamp, WriteKey, decode_batch, decode_event, decode_pixel,
 };
-use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Load, Run, Unavailable};
+use crate::queue::{DeadLetter, Filter, LaneName, LetterId, Load, Run, Unavailable, WEBHOOK};
 
 /// Letters that are accepted again with one sync. Their events are in memory meanwhile.
 const PORTION_LETTERS: usize = 500;

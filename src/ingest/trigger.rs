@@ -6,10 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::event::{Channel, Facts};
-use crate::queue::{LaneName, Load, Run};
-
-/// The kind of lane that leads to a webhook's URL.
-pub const WEBHOOK: &str = "webhook";
+use crate::queue::{LaneName, Load, Run, WEBHOOK};
 
 /// The lane that leads to this URL of the webhook `name`.
 #[must_use]

@@ -25,7 +25,22 @@ pub(super) struct Cache {
     uses: BTreeMap<u64, String>,
     next_use: u64,
     bytes: usize,
+    /// The calls under way for each key.
+    calls: HashMap<String, Calls>,
+    next_call: u64,
 }
+
+/// The calls under way for one key.
+#[derive(Debug, Default)]
+struct Calls {
+    under_way: usize,
+    /// The latest of them whose answer has come.
+    answered: u64,
+}
+
+/// The place of a call in the order in which calls were begun, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallNumber(u64);
 
 #[derive(Debug)]
 struct Entry {
@@ -53,6 +68,8 @@ impl Cache {
             uses: BTreeMap::new(),
             next_use: 0,
             bytes: 0,
+            calls: HashMap::new(),
+            next_call: 0,
         }
     }
 
@@ -76,8 +93,47 @@ impl Cache {
         })
     }
 
+    /// Begins a call for a key. It has to be ended, whatever becomes of it.
+    pub(super) fn begin_call(&mut self, key: &str) -> CallNumber {
+        self.calls.entry(key.to_owned()).or_default().under_way += 1;
+        self.next_call += 1;
+        CallNumber(self.next_call)
+    }
+
+    /// Ends a call for a key.
+    pub(super) fn end_call(&mut self, key: &str) {
+        if let Some(calls) = self.calls.get_mut(key) {
+            calls.under_way -= 1;
+            if calls.under_way == 0 {
+                self.calls.remove(key);
+            }
+        }
+    }
+
+    /// Takes up what a call under way has brought: an answer to keep, or, with none, that there is nothing any more. A call that was
+    /// begun later may have been answered before: then this one tells of the past, and changes nothing.
+    pub(super) fn take_up(
+        &mut self,
+        key: &str,
+        call: CallNumber,
+        answer: Option<Answer>,
+        now: Instant,
+    ) {
+        let Some(calls) = self.calls.get_mut(key) else {
+            return;
+        };
+        if call.0 < calls.answered {
+            return;
+        }
+        calls.answered = call.0;
+        match answer {
+            Some(answer) => self.put(key.to_owned(), answer, now),
+            None => self.remove(key),
+        }
+    }
+
     /// Keeps an answer in place of an older one. One that would fill the cache by itself is not kept.
-    pub(super) fn put(&mut self, key: String, answer: Answer, now: Instant) {
+    fn put(&mut self, key: String, answer: Answer, now: Instant) {
         self.remove(&key);
         let bytes = ENTRY_BYTES + 2 * key.len() + answer.body.len();
         if bytes > BYTES_MAX {
@@ -102,7 +158,7 @@ impl Cache {
     }
 
     /// Forgets an answer.
-    pub(super) fn remove(&mut self, key: &str) {
+    fn remove(&mut self, key: &str) {
         if let Some(entry) = self.entries.remove(key) {
             self.uses.remove(&entry.last_use);
             self.bytes -= entry.bytes;
@@ -165,5 +221,31 @@ mod tests {
         let bytes = cache.entries.values().map(|entry| entry.bytes);
         assert_eq!(cache.bytes, bytes.sum::<usize>());
         assert_eq!(cache.uses.len(), cache.entries.len());
+    }
+
+    /// A slow 200 that came after a later 404 once put back a profile that had been erased.
+    #[test]
+    fn of_two_calls_the_one_begun_later_counts_whichever_is_answered_first() {
+        let now = Instant::now();
+        for (earlier, later) in [(Some(1), None), (None, Some(2)), (Some(1), Some(2))] {
+            let expected = later.map(answer);
+            for in_order in [true, false] {
+                let mut cache = Cache::new(TTL);
+                let calls = [(); 2].map(|()| cache.begin_call("a"));
+                let mut answers = [(calls[0], earlier), (calls[1], later)];
+                if !in_order {
+                    answers.reverse();
+                }
+                for (call, bytes) in answers {
+                    cache.take_up("a", call, bytes.map(answer), now);
+                    cache.end_call("a");
+                }
+                let found = cache.get("a", now).map(|found| match found {
+                    Found::Fresh(answer, _) | Found::Stale(answer, _) => answer,
+                });
+                assert_eq!(found, expected, "{earlier:?} {later:?} {in_order}");
+                assert!(cache.calls.is_empty());
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ mod upstream;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub use cursor::Caller;
 pub use secret::Secret;
 pub use upstream::SetupError;
 
-use cache::{Cache, Found};
+use cache::{Cache, CallNumber, Found};
 use pace::Pace;
 use upstream::{Failure, Upstream};
 
@@ -163,6 +163,7 @@ impl Profiles {
             Some(Found::Stale(answer, age)) => Some((answer, age)),
             None => None,
         };
+        let begun = self.cache.as_ref().map(|cache| Begun::new(cache, &target));
         let answer = timeout(self.timeout, self.call(&target)).await;
         let answer = answer.unwrap_or(Err(Error::TimedOut));
         self.tell(&answer);
@@ -176,8 +177,8 @@ impl Profiles {
                 Ok((answer, Origin::Stale(age)))
             }
             (Ok(answer), _) => {
-                if !is_down {
-                    self.keep(target, &answer);
+                if let Some(begun) = begun.filter(|_| !is_down) {
+                    begun.keep(&answer);
                 }
                 Ok((answer, Origin::Upstream))
             }
@@ -222,23 +223,7 @@ impl Profiles {
     }
 
     fn cached(&self, target: &str) -> Option<Found> {
-        let mut cache = self
-            .cache
-            .as_ref()?
-            .lock()
-            .expect("no panic under this lock");
-        cache.get(target, Instant::now())
-    }
-
-    /// Keeps a profile that was found, and forgets one that is there no longer.
-    fn keep(&self, target: String, answer: &Answer) {
-        let Some(cache) = &self.cache else { return };
-        let mut cache = cache.lock().expect("no panic under this lock");
-        if answer.status == 200 {
-            cache.put(target, answer.clone(), Instant::now());
-        } else {
-            cache.remove(&target);
-        }
+        lock(self.cache.as_ref()?).get(target, Instant::now())
     }
 
     /// Says in the log when the Profile API begins to fail, and when it no longer does.
@@ -261,4 +246,37 @@ impl Profiles {
             Some(_) | None => {}
         }
     }
+}
+
+/// A call whose answer may be kept, known to the cache until it has ended or its client has gone.
+struct Begun<'a> {
+    cache: &'a Mutex<Cache>,
+    target: &'a str,
+    number: CallNumber,
+}
+
+impl<'a> Begun<'a> {
+    fn new(cache: &'a Mutex<Cache>, target: &'a str) -> Begun<'a> {
+        Begun {
+            number: lock(cache).begin_call(target),
+            cache,
+            target,
+        }
+    }
+
+    /// Keeps a profile that was found, and forgets one that is there no longer.
+    fn keep(self, answer: &Answer) {
+        let found = (answer.status == 200).then(|| answer.clone());
+        lock(self.cache).take_up(self.target, self.number, found, Instant::now());
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        lock(self.cache).end_call(self.target);
+    }
+}
+
+fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    cache.lock().expect("no panic under this lock")
 }

@@ -64,7 +64,7 @@ pub use keeper::NotSaved;
 pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
 pub use load::Load;
-pub use name::{LaneId, LaneName};
+pub use name::{LaneId, LaneName, WEBHOOK};
 pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
 pub use store::Barrier;

@@ -5,8 +5,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The kind of lane that leads to a webhook's URL. Its key is the webhook's name, a space, and the URL.
+pub const WEBHOOK: &str = "webhook";
+
 /// What a lane is for: a kind of destination and the key of one destination of that kind (a write key, a URL). The key is a
-/// secret: `Debug` and `Display` show its last four characters.
+/// secret: `Debug` and `Display` show its last four characters, and the name of a webhook.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LaneName {
     /// The kind of destination, such as `segment`.
@@ -29,14 +32,14 @@ impl LaneName {
         &self.key
     }
 
-    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four.
+    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four. A webhook's name goes
+    /// before them.
     #[must_use]
     pub fn masked_key(&self) -> String {
-        let shown = match self.key.char_indices().rev().nth(3) {
-            Some((at, _)) if at > 0 => &self.key[at..],
-            _ => "",
-        };
-        format!("…{shown}")
+        match self.key.split_once(' ') {
+            Some((name, url)) if self.destination == WEBHOOK => format!("{name} {}", masked(url)),
+            _ => masked(&self.key),
+        }
     }
 
     /// The lane's identity in URLs, logs and volumes.
@@ -58,6 +61,14 @@ impl fmt::Debug for LaneName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LaneName({self})")
     }
+}
+
+fn masked(secret: &str) -> String {
+    let shown = match secret.char_indices().rev().nth(3) {
+        Some((at, _)) if at > 0 => &secret[at..],
+        _ => "",
+    };
+    format!("…{shown}")
 }
 
 /// A lane's identity: a digest of its name, the same in every process. Shown as 16 hexadecimal digits.
@@ -85,18 +96,22 @@ mod tests {
 
     #[test]
     fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
-        for (key, shown) in [
-            ("0123456789ab12", "…ab12"),
-            ("12345", "…2345"),
-            ("1234", "…"),
-            ("", "…"),
-            ("éäöüß", "…äöüß"),
+        for (destination, key, shown) in [
+            ("segment", "0123456789ab12", "…ab12"),
+            ("segment", "12345", "…2345"),
+            ("segment", "1234", "…"),
+            ("segment", "", "…"),
+            ("segment", "éäöüß", "…äöüß"),
+            ("segment", "secret key12", "…ey12"),
+            (WEBHOOK, "orders https://host/t0ken/hook", "orders …hook"),
+            (WEBHOOK, "orders http://host/a b/hook", "orders …hook"),
+            (WEBHOOK, "https://host/t0ken/hook", "…hook"),
         ] {
-            let name = LaneName::new("segment", key);
+            let name = LaneName::new(destination, key);
             assert_eq!(name.masked_key(), shown);
             assert_eq!(
                 format!("{name} {name:?}"),
-                format!("segment {shown} LaneName(segment {shown})")
+                format!("{destination} {shown} LaneName({destination} {shown})")
             );
         }
     }

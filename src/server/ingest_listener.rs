@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderName};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request};
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ use crate::profiles::is_profile_path;
 use crate::stats::Stats;
 
 /// The header in which Segment signs what its webhooks post.
+/// What the `User-Agent` of every daemon's calls begins with.
+const OWN_AGENT: &[u8] = concat!(env!("CARGO_PKG_NAME"), "/").as_bytes();
 static SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 
 /// What the ingest listener works with.
@@ -89,6 +91,9 @@ impl IngestListener {
                 Ok(reply::accepted(&accepted))
             }
             Route::Received => {
+                if is_from_a_relay(&head.headers) {
+                    return Err(Error::Loop);
+                }
                 let receiver = self.ingest.receiver().ok_or(Error::NotFound)?;
                 let accepted = self.receive(&receiver, head, body).await?;
                 Ok(reply::accepted(&accepted))
@@ -115,6 +120,7 @@ impl IngestListener {
                 | Error::Foreign(_)
                 | Error::NotFound
                 | Error::Method { .. }
+                | Error::Loop
                 | Error::Unauthorized
                 | Error::Parameter(_)
                 | Error::NoSuch(_)
@@ -186,6 +192,12 @@ impl IngestListener {
         }
         reply
     }
+}
+
+/// Whether a webhook of this daemon, or of another, posts: its events may come back, round however many corners, for ever.
+fn is_from_a_relay(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes);
+    agent.is_some_and(|agent| agent.starts_with(OWN_AGENT))
 }
 
 /// The query, if it holds anything.

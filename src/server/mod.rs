@@ -103,6 +103,15 @@ impl IngestConfig {
             ..Rules::default()
         }
     }
+
+    /// Every address that it names; one of port 0 is not known before it is bound.
+    pub fn tcp_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let listen = self.listen.iter().filter_map(|address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        });
+        listen.chain(self.tls.as_ref().map(|tls| tls.listen))
+    }
 }
 
 impl Default for IngestConfig {

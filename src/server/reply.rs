@@ -52,6 +52,8 @@ pub(super) enum Error {
     NotSaved(crate::queue::NotSaved),
     /// The path does not take this method.
     Method { allowed: &'static str },
+    /// A webhook's own call has come back, or that of another daemon.
+    Loop,
     /// The Authorization header holds no usable write key.
     Credentials(crate::event::Rejection),
     /// The body did not arrive.
@@ -186,6 +188,8 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
             Some(FAULT_RETRY_SECONDS),
         ),
         Error::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
+        // 508 would say it, and be tried again.
+        Error::Loop => (StatusCode::BAD_REQUEST, "loop_detected", None),
         Error::Credentials(rejection) => (StatusCode::BAD_REQUEST, rejection.code().as_str(), None),
         Error::Body(BodyError::TooLarge { .. }) => {
             (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None)
@@ -212,6 +216,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
                 (StatusCode::BAD_REQUEST, rejection.code().as_str(), None)
             }
             Refusal::NotSigned => (StatusCode::UNAUTHORIZED, "signature_not_valid", None),
+            Refusal::PartlySigned => (StatusCode::UNAUTHORIZED, "batch_not_signed", None),
             Refusal::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "events_too_large", None),
             Refusal::TooManyLanes => (
                 StatusCode::TOO_MANY_REQUESTS,
@@ -249,6 +254,10 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
                 .into()
         }
         Error::Method { allowed } => format!("this path takes {allowed}"),
+        Error::Loop => {
+            "a webhook of segspool posts here, so that its events would go round for ever; this path is for Segment's webhooks"
+                .into()
+        }
         Error::Credentials(rejection) | Error::Refused(Refusal::Rejected(rejection)) => {
             rejection.message().to_owned()
         }

@@ -9,6 +9,8 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::hook::HookCall;
+
 /// Segment refuses a body above 500 KB; it does not say whether KB is 1000 or 1024, so the smaller is meant.
 pub(super) const BODY_BYTES_MAX: usize = 500_000;
 
@@ -21,7 +23,7 @@ const EVENT_BYTES_MAX: usize = 32 * 1024;
 /// More than any SDK sends in one body (4 MiB), and little enough to hold one for each connection.
 pub(super) const READ_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// A limit of Segment's that a batch broke.
+/// A limit of Segment's that a batch broke, or what was wrong with a call to a webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Violation {
@@ -39,26 +41,92 @@ pub enum Violation {
     EmptyBatch,
     /// No `sentAt` in the envelope. Accepted, though every time in it is then taken as it is.
     NoSentAt,
+    /// A webhook's call without the signature of its body. Refused with 401.
+    NotSigned,
+    /// A webhook's call that is not one JSON object. Refused with 400.
+    NotOneObject,
+    /// A webhook's call whose `Content-Type` is not `application/json`. Refused with 400.
+    NotJsonType,
 }
 
-/// How Segment takes a batch when it is left to itself.
+/// How a call is taken when it is left to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reception {
     /// 200, and the events go on.
     Accept,
     /// 200, and the events go nowhere.
     Discard,
-    /// 400 with this plain text.
-    Refuse(&'static str),
+    /// This status with this plain text.
+    Refuse(u16, &'static str),
 }
 
 impl Violation {
     pub(super) fn reception(self) -> Reception {
         match self {
-            Self::BodyTooLarge | Self::EventTooLarge => Reception::Refuse("Exceed payload limit"),
-            Self::Unreadable | Self::NoWriteKey => Reception::Refuse("Bad Request"),
+            Self::BodyTooLarge | Self::EventTooLarge => {
+                Reception::Refuse(400, "Exceed payload limit")
+            }
+            Self::Unreadable | Self::NoWriteKey | Self::NotOneObject | Self::NotJsonType => {
+                Reception::Refuse(400, "Bad Request")
+            }
+            Self::NotSigned => Reception::Refuse(401, "Unauthorized"),
             Self::TooManyEvents | Self::EmptyBatch => Reception::Discard,
             Self::NoSentAt => Reception::Accept,
+        }
+    }
+}
+
+/// A call that was read, and is to be answered.
+#[derive(Debug)]
+pub(super) enum Call<'a> {
+    Batch(Batch<'a>),
+    Hook(HookCall<'a>),
+}
+
+impl<'a> Call<'a> {
+    /// The webhook it is for; none for a batch.
+    pub(super) fn hook(&self) -> Option<&'a str> {
+        match self {
+            Self::Batch(_) => None,
+            Self::Hook(call) => Some(call.name),
+        }
+    }
+
+    /// How many events it holds, or would hold.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.events.len(),
+            Self::Hook(_) => 1,
+        }
+    }
+
+    /// The decoded body.
+    pub(super) fn body(&self) -> &'a [u8] {
+        match self {
+            Self::Batch(batch) => batch.text.as_bytes(),
+            Self::Hook(call) => call.body,
+        }
+    }
+
+    pub(super) fn write_key(&self) -> Option<&str> {
+        match self {
+            Self::Batch(batch) => batch.write_key.as_deref(),
+            Self::Hook(_) => None,
+        }
+    }
+
+    pub(super) fn sent_at(&self) -> Option<&str> {
+        match self {
+            Self::Batch(batch) => batch.sent_at.as_deref(),
+            Self::Hook(_) => None,
+        }
+    }
+
+    /// The events themselves.
+    pub(super) fn events(&self) -> Cow<'_, [&'a RawValue]> {
+        match self {
+            Self::Batch(batch) => Cow::Borrowed(&batch.events),
+            Self::Hook(call) => call.event().into_iter().collect(),
         }
     }
 }

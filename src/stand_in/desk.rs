@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::Options;
-use super::batch::{Batch, Reception, Violation, message_id};
+use super::batch::{Call, Reception, Violation, message_id};
 use super::rules::{Answer, Rule, Rules};
 use super::tally::{Counts, RecordedEvent, Tally};
 
@@ -46,55 +46,62 @@ impl Desk {
         self.rules_changed.send_replace(());
     }
 
-    /// The answer for this batch, and a watch that fires when the rules it was picked by are replaced.
-    pub(super) fn pick(&self, batch: &Batch<'_>) -> (Answer, watch::Receiver<()>) {
+    /// The answer for this call, and a watch that fires when the rules it was picked by are replaced.
+    pub(super) fn pick(&self, call: &Call<'_>) -> (Answer, watch::Receiver<()>) {
         let mut state = self.lock();
-        (state.rules.pick(batch), self.rules_changed.subscribe())
+        (state.rules.pick(call), self.rules_changed.subscribe())
     }
 
     pub(super) fn count_request(&self, retry_count: Option<u32>, violations: &[Violation]) {
         self.count(|counts| counts.request(retry_count, violations));
     }
 
-    /// Delivers a batch that Segment would accept, throws away one that it would not.
-    pub(super) fn settle(&self, batch: &Batch<'_>, reception: Reception, answer: String) {
+    pub(super) fn count_hook_request(&self, name: &str, violations: &[Violation]) {
+        self.count(|counts| counts.hook_request(name, violations));
+    }
+
+    /// Delivers a call that is taken, throws away the events of one that is not.
+    pub(super) fn settle(&self, call: &Call<'_>, reception: Reception, answer: String) {
         let ids: Vec<Option<u64>> = match reception {
-            Reception::Accept => self.hashed_ids(batch),
-            Reception::Discard | Reception::Refuse(_) => Vec::new(),
+            Reception::Accept => self.hashed_ids(call),
+            Reception::Discard | Reception::Refuse(..) => Vec::new(),
         };
         self.count(|counts| {
-            counts.answer(answer);
-            match reception {
-                Reception::Accept => {
+            counts.answer(call.hook(), answer);
+            match (reception, call) {
+                (Reception::Accept, _) => {
                     if self.options.record {
-                        counts.record(batch);
+                        counts.record(call);
                     }
-                    counts.deliver(batch, &ids);
+                    counts.deliver(call, &ids);
                 }
-                Reception::Discard | Reception::Refuse(_) => counts.reject(batch.events.len()),
+                (Reception::Discard | Reception::Refuse(..), Call::Batch(batch)) => {
+                    counts.reject(batch.events.len());
+                }
+                (Reception::Discard | Reception::Refuse(..), Call::Hook(_)) => {}
             }
         });
     }
 
-    /// Counts an answer that delivers nothing.
-    pub(super) fn turn_away(&self, answer: String) {
-        self.count(|counts| counts.answer(answer));
+    /// Counts an answer that delivers nothing, to a batch call or to a call to this webhook.
+    pub(super) fn turn_away(&self, hook: Option<&str>, answer: String) {
+        self.count(|counts| counts.answer(hook, answer));
     }
 
-    /// Counts a batch that is neither accepted nor answered.
-    pub(super) fn leave_unanswered(&self, batch: &Batch<'_>, fault: &str) {
+    /// Counts a call that is neither accepted nor answered.
+    pub(super) fn leave_unanswered(&self, call: &Call<'_>, fault: &str) {
         self.count(|counts| {
-            counts.answer(fault.to_owned());
-            counts.leave_unanswered(batch.events.len());
+            counts.answer(call.hook(), fault.to_owned());
+            counts.leave_unanswered(call);
         });
     }
 
-    /// Counts a batch as hanging until it is released, or as unanswered if its connection is dropped before.
-    pub(super) fn hold(&self, batch: &Batch<'_>) -> Held<'_> {
-        self.count(Counts::hold);
+    /// Counts a call as hanging until it is released, or as unanswered if its connection is dropped before.
+    pub(super) fn hold<'a>(&'a self, call: &'a Call<'a>) -> Held<'a> {
+        self.count(|counts| counts.hold(call.hook()));
         Held {
             desk: self,
-            events: batch.events.len(),
+            call,
             released: false,
         }
     }
@@ -120,14 +127,25 @@ impl Desk {
     }
 
     pub(super) fn times_delivered(&self, message_id: &str) -> u32 {
-        let id = self.hasher.hash_one(message_id);
+        let id = self.hash(None, message_id);
         self.lock().counts.times_delivered(id)
     }
 
-    fn hashed_ids(&self, batch: &Batch<'_>) -> Vec<Option<u64>> {
-        let ids = batch.events.iter().map(|event| message_id(event));
-        ids.map(|id| id.map(|id| self.hasher.hash_one(id.as_ref())))
+    /// How often an event with this `messageId` was posted to this webhook, and accepted.
+    pub(super) fn times_posted(&self, hook: &str, message_id: &str) -> u32 {
+        let id = self.hash(Some(hook), message_id);
+        self.lock().counts.times_delivered(id)
+    }
+
+    fn hashed_ids(&self, call: &Call<'_>) -> Vec<Option<u64>> {
+        let events = call.events();
+        let ids = events.iter().map(|event| message_id(event));
+        ids.map(|id| id.map(|id| self.hash(call.hook(), &id)))
             .collect()
+    }
+
+    fn hash(&self, hook: Option<&str>, message_id: &str) -> u64 {
+        self.hasher.hash_one((hook, message_id))
     }
 
     fn count(&self, change: impl FnOnce(&mut Counts)) {
@@ -142,15 +160,15 @@ impl Desk {
     }
 }
 
-/// A batch left hanging.
+/// A call left hanging.
 pub(super) struct Held<'a> {
     desk: &'a Desk,
-    events: usize,
+    call: &'a Call<'a>,
     released: bool,
 }
 
 impl Held<'_> {
-    /// The rules have changed: the batch is to be answered after all.
+    /// The rules have changed: the call is to be answered after all.
     pub(super) fn release(mut self) {
         self.released = true;
     }
@@ -159,10 +177,10 @@ impl Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.desk.count(|counts| {
-            counts.let_go();
+            counts.let_go(self.call.hook());
             if !self.released {
-                counts.answer("hang".to_owned());
-                counts.leave_unanswered(self.events);
+                counts.answer(self.call.hook(), "hang".to_owned());
+                counts.leave_unanswered(self.call);
             }
         });
     }

@@ -1,4 +1,4 @@
-//! A pretend Segment, Tracking API and Profile API, with faults on demand, for `segspool demo`, `segspool stand-in`, tests and benches.
+//! A pretend Segment, Tracking API and Profile API, and a receiver of webhooks, with faults on demand, for `segspool demo`, `segspool stand-in`, tests and benches.
 //!
 //! It answers `POST /v1/batch` and `/v1/import` as Segment would, holds every batch against the limits Segment
 //! publishes, and counts what was delivered: each `messageId` once, and again as a duplicate. [`Rule`]s make it fail,
@@ -10,8 +10,12 @@
 //! | `GET /stand-in/tally` | the [`Tally`] |
 //! | `DELETE /stand-in/tally` | forgets counts, `messageId`s and recorded events |
 //! | `PUT /stand-in/rules` | a list of [`Rule`]s, in place of those in force |
-//! | `PUT /stand-in/answer` | one [`Answer`] for every batch, in place of the rules in force |
+//! | `PUT /stand-in/answer` | one [`Answer`] for every batch, and for no webhook, in place of the rules in force |
 //! | `GET /stand-in/events` | the [`RecordedEvent`]s, one a line; 404 unless [`Options::record`] |
+//!
+//! As the receiver of webhooks it answers `POST /hook/<name>`, whatever the name: one JSON object a call, signed with
+//! [`Options::hook_secret`] if there is one. A rule whose [`Match`] names a webhook is for its calls; all others are for batches. The
+//! tally counts each webhook by itself, and none of its events among those of batches.
 //!
 //! As the Profile API it knows three users, `user_id:u1` to `u3`, and two accounts, `group_id:g1` and `g2`, in every space, and has
 //! no faults but a wrong token.
@@ -23,6 +27,7 @@
 mod batch;
 mod control;
 mod desk;
+mod hook;
 mod profiles;
 mod rules;
 mod serve;
@@ -33,7 +38,7 @@ mod tracking;
 
 pub use batch::Violation;
 pub use rules::{Answer, Match, Rule};
-pub use tally::{KeyTally, RecordedEvent, Tally};
+pub use tally::{HookTally, KeyTally, RecordedEvent, Tally};
 
 use std::fmt;
 use std::io;
@@ -60,6 +65,8 @@ pub struct Options {
     pub record: bool,
     /// The access token that the Profile API asks for; without one, any will do.
     pub profile_token: Option<String>,
+    /// The secret that calls to webhooks are signed with; without one, nobody looks at signatures.
+    pub hook_secret: Option<String>,
 }
 
 impl Default for Options {
@@ -71,6 +78,7 @@ impl Default for Options {
             body_bytes_max: batch::BODY_BYTES_MAX,
             record: false,
             profile_token: None,
+            hook_secret: None,
         }
     }
 }
@@ -143,9 +151,14 @@ impl StandIn {
         self.desk.take_events()
     }
 
-    /// How often an event with this `messageId` was delivered.
+    /// How often an event with this `messageId` was delivered in a batch.
     pub fn times_delivered(&self, message_id: &str) -> u32 {
         self.desk.times_delivered(message_id)
+    }
+
+    /// How often an event with this `messageId` was posted to the webhook of this name, and accepted.
+    pub fn times_posted(&self, hook: &str, message_id: &str) -> u32 {
+        self.desk.times_posted(hook, message_id)
     }
 
     /// Waits until the tally is as wished, and returns it. Looks again at each change, never at intervals.

@@ -1,11 +1,11 @@
-//! Which batch gets which answer. Pure: no I/O, no clock.
+//! Which call gets which answer. Pure: no I/O, no clock.
 
 use serde::{Deserialize, Serialize};
 
-use super::batch::Batch;
+use super::batch::Call;
 
-/// One fault, or one exception from a fault. Of several rules the first that fits a batch decides; a batch that none
-/// fits is answered as Segment would.
+/// One fault, or one exception from a fault. Of several rules the first that fits a call decides; a call that none
+/// fits is answered as Segment would, or a webhook's receiver. A rule is for batches, unless it names a webhook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -43,10 +43,13 @@ impl Rule {
     }
 }
 
-/// What a batch must have to fit a rule: all that is set here. The default fits every batch.
+/// What a call must have to fit a rule: all that is set here. The default fits every batch, and no call to a webhook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
+    /// The webhook of this name, or, with `*`, any: the rule is for its calls, and for no batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
     /// This write key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_key: Option<String>,
@@ -61,22 +64,39 @@ pub struct Match {
     pub over_events: Option<usize>,
 }
 
+/// Stands for every webhook.
+const ANY_HOOK: &str = "*";
+
 impl Match {
-    fn fits(&self, batch: &Batch<'_>) -> bool {
+    /// Every call to the webhook of this name.
+    pub fn hook(name: impl Into<String>) -> Self {
+        Self {
+            hook: Some(name.into()),
+            ..Self::default()
+        }
+    }
+
+    fn fits(&self, call: &Call<'_>) -> bool {
+        let is_for_it = match (self.hook.as_deref(), call.hook()) {
+            (None, None) => true,
+            (Some(wanted), Some(hook)) => wanted == ANY_HOOK || wanted == hook,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
         let write_key = self.write_key.as_deref();
         let contains = self.contains.as_deref();
-        write_key.is_none_or(|key| batch.write_key.as_deref() == Some(key))
-            && self.over_bytes.is_none_or(|max| batch.text.len() > max)
-            && self.over_events.is_none_or(|max| batch.events.len() > max)
-            && contains.is_none_or(|text| batch.text.contains(text))
+        is_for_it
+            && write_key.is_none_or(|key| call.write_key() == Some(key))
+            && self.over_bytes.is_none_or(|max| call.body().len() > max)
+            && self.over_events.is_none_or(|max| call.len() > max)
+            && contains.is_none_or(|text| String::from_utf8_lossy(call.body()).contains(text))
     }
 }
 
-/// What a batch gets once it has been read in full.
+/// What a call gets once it has been read in full.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Answer {
-    /// What Segment would answer.
+    /// What Segment would answer, or a webhook's receiver.
     Ok,
     /// A status of choice. The events count as delivered if it is 2xx.
     Status {
@@ -141,12 +161,12 @@ impl Rules {
         Self(rules)
     }
 
-    /// The answer for this batch; uses up one of the deciding rule's times.
-    pub(super) fn pick(&mut self, batch: &Batch<'_>) -> Answer {
+    /// The answer for this call; uses up one of the deciding rule's times.
+    pub(super) fn pick(&mut self, call: &Call<'_>) -> Answer {
         let deciding = self
             .0
             .iter_mut()
-            .find(|rule| rule.times != Some(0) && rule.when.fits(batch));
+            .find(|rule| rule.times != Some(0) && rule.when.fits(call));
         let Some(rule) = deciding else {
             return Answer::Ok;
         };
@@ -157,6 +177,8 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
+    use super::super::batch::Batch;
+    use super::super::hook::HookCall;
     use super::*;
 
     const BODY: &str =
@@ -164,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_for_the_batches_that_have_all_it_asks_for() {
-        let batch = Batch::parse(BODY, None).expect("this is a batch");
+        let batch = Call::Batch(Batch::parse(BODY, None).expect("this is a batch"));
         let any = Match::default;
         let cases = [
             (any(), true),
@@ -239,8 +261,35 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_is_for_batches_unless_it_names_a_webhook() {
+        let batch = Call::Batch(Batch::parse(BODY, None).expect("this is a batch"));
+        let hook = |name| {
+            Call::Hook(HookCall {
+                name,
+                body: br#"{"messageId":"a"}"#,
+                content_type: None,
+                signature: None,
+            })
+        };
+        let containing = |text: &str| Match {
+            contains: Some(text.into()),
+            ..Match::hook("orders")
+        };
+        for (when, expected) in [
+            (Match::default(), [true, false, false]),
+            (Match::hook("orders"), [false, true, false]),
+            (Match::hook("*"), [false, true, true]),
+            (containing("\"a\""), [false, true, false]),
+            (containing("\"b\""), [false, false, false]),
+        ] {
+            let calls = [&batch, &hook("orders"), &hook("other")];
+            assert_eq!(calls.map(|call| when.fits(call)), expected, "{when:?}");
+        }
+    }
+
+    #[test]
     fn the_first_rule_that_fits_decides_until_its_times_are_used_up() {
-        let batch = Batch::parse(BODY, None).expect("this is a batch");
+        let batch = Call::Batch(Batch::parse(BODY, None).expect("this is a batch"));
         let other_key = Match {
             write_key: Some("k2".into()),
             ..Match::default()

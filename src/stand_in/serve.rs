@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -20,8 +20,8 @@ use tracing::{debug, warn};
 
 use super::control::{self, control};
 use super::desk::Desk;
-use super::profiles;
-use super::tracking::{Reply, plain_text, take_batch};
+use super::tracking::{Reply, plain_text, take_batch, take_hook};
+use super::{hook, profiles};
 
 /// Connections the kernel may hold ready while all threads are busy with others.
 const BACKLOG: u32 = 1024;
@@ -221,6 +221,11 @@ async fn reply(desk: Arc<Desk>, door: Door, request: Request<Incoming>) -> Resul
     let path = request.uri().path();
     if path.starts_with(control::PREFIX) {
         return Ok(control(&desk, request).await);
+    }
+    let hook = path.strip_prefix(hook::PREFIX);
+    if let Some(name) = hook.filter(|name| !name.is_empty() && request.method() == Method::POST) {
+        let name = name.to_owned();
+        return take_hook(&desk, &door, request, &name).await;
     }
     match (request.method().as_str(), path) {
         ("POST", "/v1/batch" | "/v1/import") => take_batch(&desk, &door, request).await,

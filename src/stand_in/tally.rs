@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::batch::{BODY_BYTES_MAX, Batch, Violation};
+use super::batch::{BODY_BYTES_MAX, Call, Violation};
 
 /// Enough for any test that compares payloads, and some 600 MB of ordinary events.
 const RECORDED_EVENTS_MAX: usize = 1_000_000;
 
-/// What a stand-in has counted since it was started or its tally cleared. An event is delivered when its batch was
-/// accepted: answered 2xx, or reset right after accepting.
+/// What a stand-in has counted since it was started or its tally cleared. An event is delivered when its call was
+/// accepted: answered 2xx, or reset right after accepting. Calls to webhooks count below `hooks` and nowhere else.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Batch calls read in full, whatever their answer.
@@ -50,6 +50,31 @@ pub struct Tally {
     pub write_keys: BTreeMap<String, KeyTally>,
     /// Delivered events that should have been recorded, but for the limit of a million.
     pub unrecorded_events: u64,
+    /// The calls to webhooks by name.
+    pub hooks: BTreeMap<String, HookTally>,
+}
+
+/// What one webhook was called with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookTally {
+    /// Calls read in full, whatever their answer.
+    pub requests: u64,
+    /// Events delivered, duplicates included.
+    pub events: u64,
+    /// Different `messageId`s among the delivered events.
+    pub distinct_events: u64,
+    /// Delivered events whose `messageId` had been delivered to this webhook before.
+    pub duplicate_events: u64,
+    /// Delivered events without a `messageId`; neither distinct nor duplicates.
+    pub anonymous_events: u64,
+    /// Calls that got no answer and were not accepted: reset, or left hanging until the client went away.
+    pub unanswered_requests: u64,
+    /// Calls hanging at this moment.
+    pub hanging_requests: u64,
+    /// Answers given, by status or by the name of the fault.
+    pub answers: BTreeMap<String, u64>,
+    /// What was wrong with calls, and how often. Empty unless strict.
+    pub violations: BTreeMap<Violation, u64>,
 }
 
 /// What was delivered for one write key. A `messageId` delivered for another key before is a duplicate here, as it is
@@ -71,6 +96,9 @@ pub struct KeyTally {
 pub struct RecordedEvent {
     /// Its place in the order of delivery, from 0.
     pub arrival: u64,
+    /// The webhook that it was posted to; none for an event of a batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
     /// The write key of its batch; empty if it had none.
     pub write_key: String,
     /// The `sentAt` of its batch.
@@ -86,9 +114,11 @@ pub(super) struct Counts {
     // A hash stands for each id: 64 bits confuse two of five million ids once in a million runs.
     deliveries: HashMap<u64, u32>,
     recorded: Vec<RecordedEvent>,
+    arrivals: u64,
 }
 
 impl Counts {
+    /// Counts a batch call.
     pub(super) fn request(&mut self, retry_count: Option<u32>, violations: &[Violation]) {
         self.tally.requests += 1;
         if let Some(retry_count) = retry_count {
@@ -100,12 +130,26 @@ impl Counts {
         }
     }
 
-    pub(super) fn answer(&mut self, name: String) {
-        *self.tally.answers.entry(name).or_default() += 1;
+    /// Counts a call to a webhook.
+    pub(super) fn hook_request(&mut self, name: &str, violations: &[Violation]) {
+        let hook = self.hook(name);
+        hook.requests += 1;
+        for violation in violations {
+            *hook.violations.entry(*violation).or_default() += 1;
+        }
     }
 
-    /// Counts an accepted batch; `ids` are the hashes of its events' `messageId`s.
-    pub(super) fn deliver(&mut self, batch: &Batch<'_>, ids: &[Option<u64>]) {
+    /// Counts the answer to a batch call, or to a call to this webhook.
+    pub(super) fn answer(&mut self, hook: Option<&str>, name: String) {
+        let answers = match hook {
+            None => &mut self.tally.answers,
+            Some(hook) => &mut self.hook(hook).answers,
+        };
+        *answers.entry(name).or_default() += 1;
+    }
+
+    /// Counts an accepted call; `ids` are the hashes of its events' `messageId`s, and of its webhook's name, if it is for one.
+    pub(super) fn deliver(&mut self, call: &Call<'_>, ids: &[Option<u64>]) {
         let events = ids.len() as u64;
         let mut distinct = 0;
         let mut duplicates = 0;
@@ -118,15 +162,24 @@ impl Counts {
                 duplicates += 1;
             }
         }
+        self.arrivals += events;
 
+        if let Some(name) = call.hook() {
+            let hook = self.hook(name);
+            hook.events += events;
+            hook.distinct_events += distinct;
+            hook.duplicate_events += duplicates;
+            hook.anonymous_events += events - distinct - duplicates;
+            return;
+        }
         self.tally.batches += 1;
         self.tally.events += events;
         self.tally.distinct_events += distinct;
         self.tally.duplicate_events += duplicates;
         self.tally.anonymous_events += events - distinct - duplicates;
-        self.tally.body_bytes += batch.text.len() as u64;
+        self.tally.body_bytes += call.body().len() as u64;
 
-        let write_key = batch.write_key.as_deref().unwrap_or_default();
+        let write_key = call.write_key().unwrap_or_default();
         let key = self
             .tally
             .write_keys
@@ -138,44 +191,70 @@ impl Counts {
         key.duplicate_events += duplicates;
     }
 
-    /// Keeps the events of a batch about to be delivered.
-    pub(super) fn record(&mut self, batch: &Batch<'_>) {
+    /// Keeps the events of a call about to be delivered.
+    pub(super) fn record(&mut self, call: &Call<'_>) {
         let room = RECORDED_EVENTS_MAX - self.recorded.len();
-        let kept = batch.events.iter().take(room);
+        let events = call.events();
+        let kept = events.iter().take(room);
         let recorded = kept
-            .zip(self.tally.events..)
+            .zip(self.arrivals..)
             .map(|(event, arrival)| RecordedEvent {
                 arrival,
-                write_key: batch.write_key.as_deref().unwrap_or_default().to_owned(),
-                sent_at: batch.sent_at.as_deref().map(str::to_owned),
+                hook: call.hook().map(str::to_owned),
+                write_key: call.write_key().unwrap_or_default().to_owned(),
+                sent_at: call.sent_at().map(str::to_owned),
                 event: (*event).to_owned(),
             });
         self.recorded.extend(recorded);
-        self.tally.unrecorded_events += batch.events.len().saturating_sub(room) as u64;
+        self.tally.unrecorded_events += events.len().saturating_sub(room) as u64;
     }
 
     pub(super) fn reject(&mut self, events: usize) {
         self.tally.rejected_events += events as u64;
     }
 
-    pub(super) fn leave_unanswered(&mut self, events: usize) {
-        self.tally.unanswered_batches += 1;
-        self.tally.unanswered_events += events as u64;
+    pub(super) fn leave_unanswered(&mut self, call: &Call<'_>) {
+        match call.hook() {
+            None => {
+                self.tally.unanswered_batches += 1;
+                self.tally.unanswered_events += call.len() as u64;
+            }
+            Some(name) => self.hook(name).unanswered_requests += 1,
+        }
     }
 
-    pub(super) fn hold(&mut self) {
-        self.tally.hanging_batches += 1;
+    pub(super) fn hold(&mut self, hook: Option<&str>) {
+        *self.hanging(hook) += 1;
     }
 
-    pub(super) fn let_go(&mut self) {
-        self.tally.hanging_batches -= 1;
+    pub(super) fn let_go(&mut self, hook: Option<&str>) {
+        *self.hanging(hook) -= 1;
+    }
+
+    fn hanging(&mut self, hook: Option<&str>) -> &mut u64 {
+        match hook {
+            None => &mut self.tally.hanging_batches,
+            Some(name) => &mut self.hook(name).hanging_requests,
+        }
+    }
+
+    fn hook(&mut self, name: &str) -> &mut HookTally {
+        self.tally.hooks.entry(name.to_owned()).or_default()
     }
 
     /// Forgets everything but what is still hanging.
     pub(super) fn clear(&mut self) {
-        let hanging_batches = self.tally.hanging_batches;
-        *self = Self::default();
+        let Tally {
+            hanging_batches,
+            hooks,
+            ..
+        } = std::mem::take(self).tally;
         self.tally.hanging_batches = hanging_batches;
+        for (name, hook) in hooks {
+            if hook.hanging_requests > 0 {
+                self.hook(&name).hanging_requests = hook.hanging_requests;
+            }
+        }
     }
 
     pub(super) fn tally(&self) -> Tally {
@@ -202,12 +281,13 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::batch::Batch;
     use super::*;
 
     #[test]
     fn an_id_is_distinct_once_and_a_duplicate_ever_after() {
         let text = r#"{"writeKey":"k","batch":[1,2,3]}"#;
-        let batch = Batch::parse(text, None).expect("this is a batch");
+        let batch = Call::Batch(Batch::parse(text, None).expect("this is a batch"));
         let mut counts = Counts::default();
         counts.deliver(&batch, &[Some(7), Some(7), None]);
         counts.deliver(&batch, &[Some(8), Some(7), Some(9)]);
@@ -227,14 +307,24 @@ mod tests {
     fn clearing_keeps_count_of_what_still_hangs() {
         let mut counts = Counts::default();
         counts.request(Some(3), &[Violation::NoSentAt]);
-        counts.hold();
+        counts.hook_request("orders", &[Violation::NotSigned]);
+        counts.hook_request("other", &[]);
+        counts.hold(None);
+        counts.hold(Some("orders"));
         counts.clear();
-        let expected = Tally {
+        let mut expected = Tally {
             hanging_batches: 1,
             ..Tally::default()
         };
+        let hanging = HookTally {
+            hanging_requests: 1,
+            ..HookTally::default()
+        };
+        expected.hooks.insert("orders".into(), hanging);
         assert_eq!(counts.tally(), expected);
-        counts.let_go();
-        assert_eq!(counts.tally(), Tally::default());
+        counts.let_go(None);
+        counts.let_go(Some("orders"));
+        assert_eq!(counts.tally().hanging_batches, 0);
+        assert_eq!(counts.tally().hooks["orders"], HookTally::default());
     }
 }

@@ -505,6 +505,90 @@ async fn it_is_controlled_over_http_on_the_same_port() {
 }
 
 #[tokio::test]
+async fn a_webhook_gets_one_signed_event_a_call_and_counts_by_itself() {
+    let options = Options {
+        record: true,
+        hook_secret: Some("s3cret".into()),
+        ..Options::default()
+    };
+    let stand_in = StandIn::start(options).await.expect("a free port");
+    let mut client = Client::connect(&stand_in).await;
+    let body = r#"{"messageId":"a"}"#;
+    let json = "Content-Type: application/json\r\n";
+    let signed = format!("{json}X-Signature: 9747404884a7300d608232b3815caee1a682cdc5\r\n");
+    for (line, headers, body, status) in [
+        ("POST /hook/orders", &*signed, body, 200),
+        ("POST /hook/orders", &signed, body, 200),
+        ("POST /hook/a/b?c=d", &signed, body, 200),
+        ("POST /hook/orders", json, body, 401),
+        ("POST /hook/orders", &signed, r#"{"messageId":"b"}"#, 401),
+        ("POST /hook/orders", &signed, "[]", 401),
+        ("GET /hook/orders", &signed, "", 404),
+        ("POST /hook/", &signed, body, 404),
+    ] {
+        let sent = client.send(line, headers, body.as_bytes()).await;
+        sent.expect("the connection is open");
+        let reply = client.reply().await.expect("an answer");
+        assert_eq!(reply.status, status, "{line} {body}");
+    }
+    let tally = stand_in.tally();
+    let orders = &tally.hooks["orders"];
+    assert_eq!((orders.requests, orders.events), (5, 2));
+    assert_eq!((orders.distinct_events, orders.duplicate_events), (1, 1));
+    assert_eq!(orders.violations[&Violation::NotSigned], 3);
+    assert_eq!(orders.violations[&Violation::NotOneObject], 1);
+    assert_eq!((orders.answers["200"], orders.answers["401"]), (2, 3));
+    assert_eq!(tally.hooks["a/b"].distinct_events, 1, "to each its own");
+    assert_eq!((tally.requests, tally.events), (0, 0));
+    assert_eq!(stand_in.times_posted("orders", "a"), 2);
+    assert_eq!(stand_in.times_delivered("a"), 0);
+    let recorded = stand_in.events();
+    let recorded: Vec<_> = recorded
+        .iter()
+        .map(|event| (event.arrival, event.hook.as_deref(), event.event.get()))
+        .collect();
+    let expected = [
+        (0, Some("orders"), body),
+        (1, Some("orders"), body),
+        (2, Some("a/b"), body),
+    ];
+    assert_eq!(recorded, expected);
+}
+
+#[tokio::test]
+async fn a_rule_for_a_webhook_is_for_it_alone() {
+    let stand_in = started().await;
+    let rules = r#"[{"when":{"hook":"slow"},"answer":"hang"},{"when":{"hook":"*"},"answer":{"status":{"code":503}}}]"#;
+    let mut client = Client::connect(&stand_in).await;
+    assert_eq!(client.call("PUT /stand-in/rules", rules).await.status, 200);
+    let headers = "Content-Type: application/json\r\n";
+    let body = br#"{"messageId":"a"}"#;
+    let mut slow = Client::connect(&stand_in).await;
+    let sent = slow.send("POST /hook/slow", headers, body).await;
+    sent.expect("the connection is open");
+    let hangs = |tally: &Tally| {
+        let slow = tally.hooks.get("slow");
+        slow.is_some_and(|hook| hook.hanging_requests == 1)
+    };
+    stand_in.until(hangs).await;
+    let sent = client.send("POST /hook/other", headers, body).await;
+    sent.expect("the connection is open");
+    assert_eq!(client.reply().await.expect("an answer").status, 503);
+    assert_eq!(client.post(&batch("k", &["a"])).await.status, 200);
+
+    stand_in.answer(Answer::status(503));
+    assert_eq!(slow.reply().await.expect("an answer").status, 200);
+    assert_eq!(client.post(&batch("k", &["b"])).await.status, 503);
+    let sent = slow.send("POST /hook/slow", headers, body).await;
+    sent.expect("the connection is open");
+    assert_eq!(slow.reply().await.expect("an answer").status, 200);
+    let tally = stand_in.tally();
+    assert_eq!((tally.requests, tally.distinct_events), (2, 1));
+    assert_eq!(tally.hooks["slow"].hanging_requests, 0);
+    assert_eq!(tally.hooks["slow"].duplicate_events, 1);
+}
+
+#[tokio::test]
 async fn it_listens_on_loopback_only_unless_told_otherwise() {
     let everywhere = |allow_remote| Options {
         listen: ([0, 0, 0, 0], 0).into(),

@@ -1,4 +1,4 @@
-//! One batch call: read, held against the limits, answered by the rules or as Segment would.
+//! One call, of a batch or to a webhook: read, held against the limits, answered by the rules or as whom it is for would.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,8 +14,9 @@ use hyper::{Request, Response, StatusCode};
 use tokio::time::Interval;
 use tracing::{debug, warn};
 
-use super::batch::{Batch, READ_BYTES_MAX, Reception, Violation, basic_user, gunzip};
+use super::batch::{Batch, Call, READ_BYTES_MAX, Reception, Violation, basic_user, gunzip};
 use super::desk::Desk;
+use super::hook::HookCall;
 use super::rules::Answer;
 use super::serve::{Door, Reset};
 
@@ -51,12 +52,57 @@ pub(super) async fn take_batch(
     let reception = violations
         .first()
         .map_or(Reception::Accept, |violation| violation.reception());
+    answer(desk, door, &Call::Batch(batch), reception).await
+}
+
+/// Answers a call to the webhook `name`, or asks for its connection to be reset.
+pub(super) async fn take_hook(
+    desk: &Desk,
+    door: &Door,
+    request: Request<Incoming>,
+    name: &str,
+) -> Result<Reply, Reset> {
+    let (head, body) = request.into_parts();
+    let body = match read(&head.headers, body).await {
+        Ok(body) => body,
+        Err(Unread::ClientGone) => return Err(Reset),
+        Err(Unread::Refused(violation)) => {
+            let counted = noted(desk, || vec![violation]);
+            desk.count_hook_request(name, &counted);
+            let reply = left_to_itself(violation.reception());
+            desk.turn_away(Some(name), status(&reply));
+            return Ok(reply);
+        }
+    };
+    let call = HookCall {
+        name,
+        body: &body,
+        content_type: header(&head.headers, CONTENT_TYPE.as_str()),
+        signature: header(&head.headers, "x-signature"),
+    };
+    let secret = desk.options().hook_secret.as_deref();
+    let violations = noted(desk, || call.violations(secret));
+    if !violations.is_empty() {
+        debug!(?violations, "something was wrong with a call to a webhook");
+    }
+    desk.count_hook_request(name, &violations);
+    let reception = call.reception(&violations);
+    answer(desk, door, &Call::Hook(call), reception).await
+}
+
+/// Answers a call by the rules, or as it would be without any.
+async fn answer(
+    desk: &Desk,
+    door: &Door,
+    call: &Call<'_>,
+    reception: Reception,
+) -> Result<Reply, Reset> {
     loop {
-        let (answer, mut rules_changed) = desk.pick(&batch);
+        let (answer, mut rules_changed) = desk.pick(call);
         match answer {
             Answer::Ok => {
-                let reply = as_segment_would(reception);
-                desk.settle(&batch, reception, name(&reply));
+                let reply = left_to_itself(reception);
+                desk.settle(call, reception, status(&reply));
                 return Ok(reply);
             }
             Answer::Status {
@@ -67,14 +113,14 @@ pub(super) async fn take_batch(
             } => {
                 let reply = of_choice(code, retry_after, rate_limit_reset, body);
                 if reply.status().is_success() {
-                    desk.settle(&batch, reception, name(&reply));
+                    desk.settle(call, reception, status(&reply));
                 } else {
-                    desk.turn_away(name(&reply));
+                    desk.turn_away(call.hook(), status(&reply));
                 }
                 return Ok(reply);
             }
             Answer::Hang => {
-                let held = desk.hold(&batch);
+                let held = desk.hold(call);
                 rules_changed
                     .changed()
                     .await
@@ -82,19 +128,19 @@ pub(super) async fn take_batch(
                 held.release();
             }
             Answer::Reset => {
-                desk.leave_unanswered(&batch, "reset");
+                desk.leave_unanswered(call, "reset");
                 return Err(Reset);
             }
             Answer::ResetAfterAccepting => {
-                desk.settle(&batch, reception, "reset_after_accepting".to_owned());
+                desk.settle(call, reception, "reset_after_accepting".to_owned());
                 return Err(Reset);
             }
             Answer::Drip { every_ms } => {
-                desk.settle(&batch, reception, "drip".to_owned());
+                desk.settle(call, reception, "drip".to_owned());
                 return Ok(Response::new(Either::Right(Drip::new(every_ms))));
             }
             Answer::RefuseConnections { for_ms } => {
-                desk.leave_unanswered(&batch, "refuse_connections");
+                desk.leave_unanswered(call, "refuse_connections");
                 door.close_for(Duration::from_millis(for_ms)).await;
                 return Err(Reset);
             }
@@ -128,10 +174,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 fn violations(desk: &Desk, batch: &Batch<'_>) -> Vec<Violation> {
-    if !desk.options().strict {
-        return Vec::new();
-    }
-    let violations = batch.violations(desk.options().body_bytes_max);
+    let violations = noted(desk, || batch.violations(desk.options().body_bytes_max));
     if !violations.is_empty() {
         let (bytes, events) = (batch.text.len(), batch.events.len());
         debug!(?violations, bytes, events, "a batch broke a limit");
@@ -139,24 +182,32 @@ fn violations(desk: &Desk, batch: &Batch<'_>) -> Vec<Violation> {
     violations
 }
 
+/// What is found to be wrong; nobody looks, unless strict.
+fn noted(desk: &Desk, find: impl FnOnce() -> Vec<Violation>) -> Vec<Violation> {
+    if desk.options().strict {
+        find()
+    } else {
+        Vec::new()
+    }
+}
+
 /// Answers a call whose events could not be found, whatever the rules.
 fn refuse(desk: &Desk, retry_count: Option<u32>, violation: Violation) -> Reply {
     debug!(?violation, "a batch could not be read");
-    let reply = as_segment_would(violation.reception());
-    let counted: &[Violation] = if desk.options().strict {
-        &[violation]
-    } else {
-        &[]
-    };
-    desk.count_request(retry_count, counted);
-    desk.turn_away(name(&reply));
+    let reply = left_to_itself(violation.reception());
+    desk.count_request(retry_count, &noted(desk, || vec![violation]));
+    desk.turn_away(None, status(&reply));
     reply
 }
 
-fn as_segment_would(reception: Reception) -> Reply {
+/// The answer of whom a call is for, where no rule decides.
+fn left_to_itself(reception: Reception) -> Reply {
     match reception {
         Reception::Accept | Reception::Discard => json(StatusCode::OK, SUCCESS),
-        Reception::Refuse(reason) => plain_text(StatusCode::BAD_REQUEST, reason),
+        Reception::Refuse(code, reason) => plain_text(
+            StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST),
+            reason,
+        ),
     }
 }
 
@@ -216,7 +267,7 @@ pub(super) fn whole(status: StatusCode, content_type: &'static str, body: Bytes)
     reply
 }
 
-fn name(reply: &Reply) -> String {
+fn status(reply: &Reply) -> String {
     reply.status().as_str().to_owned()
 }
 

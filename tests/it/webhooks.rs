@@ -1,28 +1,39 @@
 //! Webhooks: each URL gets the events that it wants, signed, and nobody else waits for it. And the way in for those of Segment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::process::Signal;
+use segspool::stand_in::{Answer, Match, Options, Rule, StandIn, Tally, Violation};
 use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
 use serde_json::Value;
 
-use crate::dead_letters::replay;
-use crate::support::server::{Reaction, Request, Server, answer, success};
+use crate::dead_letters::{replay, segspool, text};
+use crate::support::server::{Server, answer, success};
 use crate::support::{Relay, client, ids, segment, spool, within};
 
 const KEY: &str = "KEY12345";
 
 /// A daemon that goes by a file with these webhooks, in whose folder it also spools.
 pub(crate) async fn start(dir: &Path, endpoint: &str, webhooks: &str) -> Relay {
+    start_with(dir, endpoint, webhooks, &[]).await
+}
+
+/// As [`start`], with settings that the file cannot change.
+async fn start_with(
+    dir: &Path,
+    endpoint: &str,
+    webhooks: &str,
+    settings: &[(&str, &str)],
+) -> Relay {
     write(dir, webhooks);
     let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
     let config = dir.join("config.toml");
     command.args(["serve", "--config"]).arg(config);
-    Relay::start_by(command, &dir.join("spool"), endpoint, &[]).await
+    Relay::start_by(command, &dir.join("spool"), endpoint, settings).await
 }
 
 fn write(dir: &Path, webhooks: &str) {
@@ -230,7 +241,7 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
     );
     let url = format!("{}/hook?token=u-r-l", server.url());
     let relay = start(dir.path(), &segment.url(), &webhook("signed", &url, &more)).await;
-    let body = r#"{"userId":"u","event":"Grüße","properties":{"a" : [1.50, "\u00fc"]},"context":{"x":null}}"#;
+    let body = r#"{"userId":"u","event":"Grüße","properties":{"a" : [1.50, "\u00fc"]},"context":{"x":null},"receivedAt":"then"}"#;
     assert_eq!(relay.post("/v1/track", KEY, body).await.status(), 200);
     relay.track(KEY, &ids("e", 0..3)).await;
     drained(&relay).await;
@@ -248,6 +259,9 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
             assert_eq!(header("authorization"), Some("Bearer t0ken"));
             let agent = concat!("segspool/", env!("CARGO_PKG_VERSION"));
             assert_eq!(header("user-agent"), Some(agent));
+            let received = request.json()["receivedAt"].clone();
+            let received = received.as_str().expect("text");
+            assert!(received.parse::<jiff::Timestamp>().is_ok(), "{received}");
             expected
         })
         .collect();
@@ -256,56 +270,33 @@ async fn a_call_is_one_event_signed_as_segment_signs_it() {
         assert!(!relay.log().contains(secret), "{}", relay.log());
     }
     let stats = relay.stats().await;
-    assert_eq!(hooks(&stats)[0].key, "…-r-l");
+    assert_eq!(hooks(&stats)[0].key, "signed …-r-l");
     assert_eq!(hooks(&stats)[0].delivered_batches, 4);
     assert_eq!(stats.ingest.accepted_events, 4, "copies do not count");
 }
 
-/// Answers a path once it may, and keeps the messageIds of what it has answered.
-#[derive(Clone, Default)]
-struct Ledger(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
-
-impl Ledger {
-    fn take(&self, request: &Request) -> Reaction {
-        let path = request.line.split(' ').nth(1).expect("a path").to_owned();
-        let mut ledger = self.0.lock().expect("no panic under this lock");
-        ledger.entry(path).or_default().push(id(&request.json()));
-        success()
-    }
-
-    fn at(&self, path: &str) -> Vec<String> {
-        let ledger = self.0.lock().expect("no panic under this lock");
-        let mut ids = ledger.get(path).cloned().unwrap_or_default();
-        ids.sort();
-        ids
-    }
+/// How many different events a webhook of a stand-in has got.
+fn distinct(tally: &Tally, hook: &str) -> u64 {
+    tally.hooks.get(hook).map_or(0, |hook| hook.distinct_events)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_url_and_a_hanging_one_delay_nobody_and_get_everything_once_they_are_back() {
     let (dir, segment) = (spool(), segment().await);
-    let (ledger, back) = (Ledger::default(), Arc::new(Mutex::new(false)));
-    let (keep, is_back) = (ledger.clone(), Arc::clone(&back));
-    let server = Server::start(move |request| {
-        let is_back = *is_back.lock().expect("no panic under this lock");
-        if request.line.contains("/hanging") && !is_back {
-            return Reaction::Hang;
-        }
-        keep.take(request)
-    })
-    .await;
     // Nothing listens where something did a moment ago.
-    let dead = Server::start(|_| success()).await.address.clone();
+    let dead = StandIn::start(Options::default()).await.expect("a port");
+    dead.down().await;
+    segment.set_rules(vec![Rule::when(Match::hook("hanging"), Answer::Hang)]);
     let config = format!(
-        "[[webhook]]\nname = \"all\"\nurls = [\"http://{dead}/dead\", \"{url}/hanging\", \"{url}/healthy\"]\ntimeout = \"30s\"\n",
-        url = server.url()
+        "[[webhook]]\nname = \"all\"\nurls = [\"{dead}/hook/dead\", \"{url}/hook/hanging\", \"{url}/hook/healthy\"]\ntimeout = \"30s\"\n",
+        dead = dead.url(),
+        url = segment.url()
     );
     let mut relay = start(dir.path(), &segment.url(), &config).await;
-    let mut expected = ids("e", 0..200);
+    let expected = ids("e", 0..200);
     for portion in expected.chunks(20) {
         relay.track(KEY, portion).await;
     }
-    expected.sort();
     within(segment.until(|tally| tally.distinct_events == 200)).await;
     let stats = relay
         .until(|stats| {
@@ -313,33 +304,83 @@ async fn a_dead_url_and_a_hanging_one_delay_nobody_and_get_everything_once_they_
             done == 1
         })
         .await;
-    assert_eq!(ledger.at("/healthy"), expected);
+    let tally = segment.tally();
+    let healthy = &tally.hooks["healthy"];
+    assert_eq!((healthy.events, healthy.distinct_events), (200, 200));
     assert_eq!(stats.queue.events, 400);
     assert!(
         hooks(&stats)
             .iter()
             .any(|lane| lane.state == LaneState::BackingOff)
     );
-    let hanging = server
-        .asked()
-        .iter()
-        .filter(|request| request.line.contains("/hanging"))
-        .count();
-    assert_eq!(hanging, 1, "the first call hangs, and no other is made");
+    let hanging = &tally.hooks["hanging"];
+    assert_eq!(
+        (hanging.requests, hanging.hanging_requests),
+        (1, 1),
+        "the first call hangs, and no other is made"
+    );
 
     relay.kill();
-    *back.lock().expect("no panic under this lock") = true;
-    let keep = ledger.clone();
-    let _revived = Server::start_at(&dead, move |request| keep.take(request)).await;
+    let gone = |tally: &Tally| tally.hooks["hanging"].unanswered_requests == 1;
+    within(segment.until(gone)).await;
+    segment.set_rules(Vec::new());
+    dead.up().await.expect("the port was kept");
     let relay = start(dir.path(), &segment.url(), &config).await;
     let stats = drained(&relay).await;
-    assert_eq!(ledger.at("/dead"), expected);
-    assert_eq!(ledger.at("/hanging"), expected);
-    // What was settled a moment before the crash may come again.
-    let healthy: BTreeSet<_> = ledger.at("/healthy").into_iter().collect();
-    assert_eq!(healthy, expected.into_iter().collect());
-    assert_eq!(segment.tally().distinct_events, 200);
+    let (tally, at_dead) = (segment.tally(), dead.tally());
+    for (tally, hook) in [(&at_dead, "dead"), (&tally, "hanging")] {
+        assert_eq!(distinct(tally, hook), 200);
+        assert_eq!(tally.hooks[hook].events, 200);
+    }
+    for id in &expected {
+        assert_eq!(dead.times_posted("dead", id), 1);
+        assert_eq!(segment.times_posted("hanging", id), 1);
+        // What was settled a moment before the crash may come again.
+        assert!(segment.times_posted("healthy", id) >= 1);
+    }
+    for hook in tally.hooks.values().chain(at_dead.hooks.values()) {
+        assert!(hook.violations.is_empty(), "{hook:?}");
+    }
+    assert_eq!(tally.distinct_events, 200);
     assert_eq!(stats.dead_letters.events, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_checks_signatures_holds_the_lane_that_signs_wrongly_and_takes_the_others()
+{
+    let (dir, segment) = (spool(), segment().await);
+    let options = Options {
+        hook_secret: Some("s3cret".into()),
+        ..Options::default()
+    };
+    let receiver = StandIn::start(options).await.expect("a port");
+    let hook = |name: &str, secret: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, secret).expect("written");
+        let more = format!("secret_file = \"{}\"", file.display());
+        webhook(name, &format!("{}/hook/{name}", receiver.url()), &more)
+    };
+    let good = hook("good", "s3cret");
+    let config = good.clone() + &hook("bad", "other");
+    let relay = start(dir.path(), &segment.url(), &config).await;
+    relay.track(KEY, &ids("e", 0..10)).await;
+    within(receiver.until(|tally| distinct(tally, "good") == 10)).await;
+    let stats = relay
+        .until(|stats| {
+            let held = |lane: &&LaneSnapshot| lane.state == LaneState::Held;
+            hooks(stats).iter().any(held) && stats.queue.events == 10
+        })
+        .await;
+    assert_eq!(stats.dead_letters.events, 0);
+    let tally = receiver.tally();
+    assert_eq!(tally.hooks["bad"].events, 0);
+    assert!(tally.hooks["bad"].violations[&Violation::NotSigned] >= 1);
+    assert!(tally.hooks["good"].violations.is_empty());
+
+    let mended = good + &hook("bad", "s3cret");
+    reload(&relay, dir.path(), &mended, 1).await;
+    drained(&relay).await;
+    assert_eq!(distinct(&receiver.tally(), "bad"), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,6 +413,14 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
         of_path.map(|request| request.body).collect::<Vec<_>>()
     };
     assert_eq!(asked("/picky").len(), 1);
+    let listed = segspool(&relay.admin, &["dead-letters", "list"]);
+    assert!(text(&listed.stdout).contains("orders …icky"), "{listed:?}");
+    let lanes = segspool(&relay.admin, &["lanes", "list"]);
+    let lanes = text(&lanes.stdout);
+    assert!(
+        lanes.contains("orders …icky") && lanes.contains("orders …ther"),
+        "{lanes}"
+    );
 
     *refuses.lock().expect("no panic under this lock") = false;
     assert_eq!(replay(&relay, "code=refused").await["replayed"], 1);
@@ -387,7 +436,7 @@ async fn what_a_webhook_refused_is_replayed_to_it_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_segment_refused_and_is_replayed_does_not_reach_the_webhooks_twice() {
     let (dir, segment) = (spool(), segment().await);
-    segment.answer(segspool::stand_in::Answer::status(400));
+    segment.answer(Answer::status(400));
     let server = Server::start(|_| success()).await;
     let relay = start(
         dir.path(),
@@ -464,6 +513,33 @@ async fn the_lane_of_a_webhook_that_is_gone_is_held_until_it_is_back() {
     assert_eq!(stats.dead_letters.events, 0);
 }
 
+/// A service may say 500 where it misses a header: its lane once waited to the end of its backoff after the header was set.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_in_trouble_is_tried_again_at_once_when_its_webhook_has_changed() {
+    let (dir, segment) = (spool(), segment().await);
+    let server = Server::start(|request| match request.header("x-team") {
+        Some("growth") => success(),
+        _ => answer(500, "", ""),
+    })
+    .await;
+    let hook = |more: &str| webhook("orders", &server.url(), more);
+    let patience = [("RETRY__BASE", "1h"), ("RETRY__MAX", "1h")];
+    let relay = start_with(dir.path(), &segment.url(), &hook(""), &patience).await;
+    relay.track(KEY, &ids("e", 0..2)).await;
+    let backs_off = |stats: &Snapshot| {
+        let mut lanes = hooks(stats).into_iter();
+        lanes.any(|lane| lane.state == LaneState::BackingOff)
+    };
+    relay.until(backs_off).await;
+    let other = webhook("other", "http://127.0.0.1:9/", "types = [\"delete\"]");
+    reload(&relay, dir.path(), &(other + &hook("")), 1).await;
+    assert!(backs_off(&relay.stats().await));
+    let mended = hook("headers = { X-Team = \"growth\" }");
+    reload(&relay, dir.path(), &mended, 2).await;
+    drained(&relay).await;
+    assert_eq!(server.asked().len(), 3);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_older_than_a_webhooks_max_age_becomes_a_dead_letter() {
     let (dir, segment) = (spool(), segment().await);
@@ -502,7 +578,7 @@ async fn what_segments_webhooks_post_goes_to_those_that_want_it_and_not_back_to_
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "s3cret").expect("written");
     let config = format!(
-        "[receiver]\nenabled = true\nsecret_file = \"{}\"\n",
+        "[receiver]\nenabled = true\nsecret_file = \"{}\"\nbatches = true\n",
         secret.display()
     ) + &webhook("all", &format!("{}/all", server.url()), "")
         + &webhook(
@@ -589,6 +665,52 @@ async fn what_segments_webhooks_post_goes_to_those_that_want_it_and_not_back_to_
     let whole = asked.iter().find(|r| id(&r.json()) == "m-1");
     let whole = whole.expect("it was posted");
     assert_eq!(String::from_utf8_lossy(&whole.body), lone.trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_events_of_which_one_is_signed_are_taken_only_where_the_operator_says_so() {
+    let (dir, segment) = (spool(), segment().await);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "s3cret").expect("written");
+    let config = |more: &str| {
+        let file = secret.display();
+        format!("[receiver]\nenabled = true\nsecret_file = \"{file}\"\n{more}\n")
+    };
+    let relay = start(dir.path(), &segment.url(), &config("")).await;
+    let first = r#"{"type":"track","event":"E","userId":"u"}"#;
+    let sign = signature("s3cret", first.as_bytes());
+    let (alone, several) = (format!("[{first}]"), format!("[{first},{first}]"));
+    assert_eq!(receive(&relay, Some(&sign), &alone).await.0, 200);
+    let (status, reply) = receive(&relay, Some(&sign), &several).await;
+    assert_eq!((status, &reply["code"]), (401, &"batch_not_signed".into()));
+    assert_eq!(relay.stats().await.ingest.received_events, 1);
+    reload(&relay, dir.path(), &config("batches = true"), 1).await;
+    assert_eq!(receive(&relay, Some(&sign), &several).await.0, 200);
+    assert_eq!(relay.stats().await.ingest.received_events, 3);
+}
+
+/// An event went round for ever where a webhook posted to the receiver, and each time was durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_webhook_posts_to_the_receiver_is_refused_and_a_dead_letter() {
+    let (dir, segment) = (spool(), segment().await);
+    let receiver = "[receiver]\nenabled = true\n";
+    let relay = start(dir.path(), &segment.url(), receiver).await;
+    // It listens on a port that the configuration cannot know.
+    let own = webhook("own", &format!("{}/v1/webhook", relay.ingest), "");
+    reload(&relay, dir.path(), &format!("{receiver}{own}"), 1).await;
+    relay.track(KEY, &ids("e", 0..3)).await;
+    let stats = drained(&relay).await;
+    assert_eq!(
+        (stats.dead_letters.events, stats.ingest.received_events),
+        (3, 0)
+    );
+    assert_eq!(hooks(&stats)[0].last_status, Some(400));
+    let letters = segspool(&relay.admin, &["dead-letters", "export"]);
+    assert!(
+        text(&letters.stdout).contains("loop_detected"),
+        "{letters:?}"
+    );
+    assert_eq!(segment.tally().events, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

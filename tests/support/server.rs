@@ -88,28 +88,13 @@ impl Server {
         Server::start_with(None, react).await
     }
 
-    /// As [`Server::start`], at an address where nothing has listened so far.
-    pub(crate) async fn start_at(
-        address: &str,
-        react: impl Fn(&Request) -> Reaction + Send + Sync + 'static,
-    ) -> Server {
-        Server::listen(address, None, react).await
-    }
-
     /// As [`Server::start`], over TLS where there is a certificate.
     pub(crate) async fn start_with(
         tls: Option<TlsAcceptor>,
         react: impl Fn(&Request) -> Reaction + Send + Sync + 'static,
     ) -> Server {
-        Server::listen("127.0.0.1:0", tls, react).await
-    }
-
-    async fn listen(
-        address: &str,
-        tls: Option<TlsAcceptor>,
-        react: impl Fn(&Request) -> Reaction + Send + Sync + 'static,
-    ) -> Server {
-        let listener = TcpListener::bind(address).await.expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (react, keep): (Arc<React>, _) = (Arc::new(react), Arc::clone(&asked));

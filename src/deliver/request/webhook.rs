@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +38,23 @@ impl WebhookUrl {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.text
+    }
+
+    /// Whether it leads to a server of this machine that listens on `address`.
+    #[must_use]
+    pub fn leads_to(&self, address: SocketAddr) -> bool {
+        if self.url.port_or_known_default() != Some(address.port()) {
+            return false;
+        }
+        let host = self.url.host_str().unwrap_or_default();
+        let listens_on = address.ip();
+        // An IPv6 address stands in brackets.
+        match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(ip) => ip == listens_on || (listens_on.is_unspecified() && ip.is_loopback()),
+            Err(_name) => {
+                host == "localhost" && (listens_on.is_loopback() || listens_on.is_unspecified())
+            }
+        }
     }
 }
 
