@@ -371,8 +371,7 @@ impl Ingest {
         let appending = tokio::spawn(async move {
             let durability = queue.append(runs).await?;
             for (lane, events, once) in counts {
-                lane.accepted_events.add(events);
-                stats.accepted_events.add(if once { events } else { 0 });
+                stats.accepted(&lane, events, once);
             }
             stats.accepted_bytes.add(bytes as u64);
             Ok(durability)

@@ -66,8 +66,8 @@ pub(super) struct LaneLoop {
     pause_until: Option<Instant>,
     /// No call before this: the operator set a pace.
     pace_until: Option<Instant>,
-    /// The last call failed: one at a time until one succeeds.
-    suspect: bool,
+    /// What the last failure made of the lane: one call at a time until one succeeds.
+    trouble: Option<LaneState>,
     /// A call has succeeded: until then, too, one at a time.
     proven: bool,
     /// A refused batch is being searched for the event at fault: one at a time, since each answer saves calls.
@@ -92,7 +92,7 @@ impl LaneLoop {
             backoff: Backoff::new(retry.base, retry.max),
             pause_until: None,
             pace_until: None,
-            suspect: false,
+            trouble: None,
             proven: false,
             searching: false,
             lingering_since: None,
@@ -114,7 +114,7 @@ impl LaneLoop {
                 self.pause_until.is_none() && !self.hand.paused && calls.len() < self.calls_max();
             tokio::select! {
                 Some(called) = calls.next() => self.judge(called).await,
-                () = passed(self.pause_until), if self.pause_until.is_some() => self.pause_until = None,
+                () = passed(self.pause_until), if self.pause_until.is_some() => self.end_pause(),
                 Ok(()) = hand.changed() => self.obey(*hand.borrow_and_update()),
                 Ok(()) = settings.changed() => {
                     let settings = Arc::clone(&settings.borrow_and_update());
@@ -130,7 +130,7 @@ impl LaneLoop {
     }
 
     fn calls_max(&self) -> usize {
-        if self.suspect || !self.proven || self.searching {
+        if self.trouble.is_some() || !self.proven || self.searching {
             1
         } else {
             self.destination.concurrency()
@@ -141,7 +141,7 @@ impl LaneLoop {
     fn obey(&mut self, hand: Hand) {
         self.stats.paused(hand.paused);
         if hand.resumed != self.hand.resumed {
-            self.pause_until = None;
+            self.end_pause();
         }
         if hand.paused != self.hand.paused {
             let lane = self.reader.lane().id();
@@ -160,16 +160,22 @@ impl LaneLoop {
         self.destination = Arc::new(Destination::of(self.reader.lane().name(), &settings));
         self.assembler.set_limits(self.destination.limits());
         self.settings = settings;
-        if is_mended || self.stats.state() == LaneState::Held {
-            self.pause_until = None;
+        if is_mended || self.trouble == Some(LaneState::Held) {
+            self.end_pause();
         }
+    }
+
+    fn end_pause(&mut self) {
+        self.pause_until = None;
+        self.stats.pause_over();
     }
 
     /// Waits until a batch should go, and then for a slot for its call.
     async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
         passed(self.pace_until).await;
         self.batch_due().await;
-        let slots: Arc<Semaphore> = Arc::clone(self.destination.slots(&self.context, self.suspect));
+        let is_suspect = self.trouble.is_some();
+        let slots: Arc<Semaphore> = Arc::clone(self.destination.slots(&self.context, is_suspect));
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             return slot;
         }
@@ -191,6 +197,7 @@ impl LaneLoop {
             }
             if events == 0 && self.assembler.is_empty() {
                 self.lingering_since = None;
+                self.stats.nothing_to_send();
                 self.reader.published().await;
                 continue;
             }
@@ -274,7 +281,7 @@ impl LaneLoop {
             let reading = self.reader.read(missing).await?;
             for ordinals in reading.buried {
                 let events = ordinals.end - ordinals.start;
-                self.stats.dead_letter_events.add(events);
+                self.context.stats.buried(&self.stats, events);
                 self.reader.settle(ordinals);
             }
             let records = reading.records;
@@ -430,10 +437,9 @@ impl LaneLoop {
     }
 
     fn flow_again(&mut self, status: u16) {
-        if self.suspect {
+        if self.trouble.take().is_some() {
             info!(lane = %self.reader.lane().id(), failures = self.backoff.failures(), "a lane delivers again");
         }
-        self.suspect = false;
         self.proven = true;
         self.backoff.reset();
         self.stats.flowing(status);
@@ -530,9 +536,9 @@ impl LaneLoop {
         let dead_letters = self.context.queue.dead_letters();
         dead_letters.bury(letters.collect()).await?;
         for record in records {
-            self.stats.dead_letter_events.add(record.len() as u64);
-            self.reader
-                .settle(record.first..record.first + record.len() as u64);
+            let events = record.len() as u64;
+            self.context.stats.buried(&self.stats, events);
+            self.reader.settle(record.first..record.first + events);
         }
         Ok(())
     }
@@ -548,14 +554,13 @@ impl LaneLoop {
     fn pause(&mut self, state: LaneState, reason: &str, wait: Duration) {
         let lane = self.reader.lane().id();
         let attempt = self.backoff.failures();
-        if !self.suspect || self.stats.state() != state {
+        if self.trouble.replace(state) != Some(state) {
             if state == LaneState::Held {
                 error!(%lane, reason, "a lane is held; its key, OAuth credentials or endpoint, or its webhook's URL or headers, need attention");
             } else {
                 warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }
         }
-        self.suspect = true;
         self.put_aside();
         // Calls under way together may be asked for different pauses: the longest holds.
         let until = Instant::now() + wait;

@@ -22,6 +22,7 @@ mod outages;
 mod pixel;
 mod profiles;
 mod reload;
+mod stats;
 mod trace;
 mod verdicts;
 mod webhooks;
