@@ -25,8 +25,9 @@ use super::request::Answer;
 use super::verdict::{Verdict, verdict};
 use super::{Context, Settings};
 use crate::batch::{Assembler, Batch};
+use crate::ingest::{label, source};
 use crate::queue::{BuryError, DeadLetter, Hand, LaneReader, ReadError, Record};
-use crate::stats::{LaneState, LaneStats};
+use crate::stats::{LaneState, LaneStats, Sighting, What};
 
 /// Segment removes an event that it has seen before for at least this long; a later one may be counted twice.
 const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -36,6 +37,8 @@ struct Called {
     portion: Portion,
     events: usize,
     body_bytes: usize,
+    /// What is told of the events, should they be delivered.
+    sightings: Vec<Sighting>,
     answer: Answer,
 }
 
@@ -337,6 +340,7 @@ impl LaneLoop {
                 .map_or(Instant::now(), |until| until.max(Instant::now()));
             self.pace_until = Some(from + Duration::from_secs(1) * events as u32 / pace);
         }
+        let sightings = self.sift(What::Delivered, batch.events());
         let destination = Arc::clone(&self.destination);
         Box::pin(async move {
             let _slot = slot;
@@ -346,6 +350,7 @@ impl LaneLoop {
                 portion,
                 events,
                 body_bytes,
+                sightings,
                 answer,
             }
         })
@@ -358,6 +363,7 @@ impl LaneLoop {
             mut portion,
             events,
             body_bytes,
+            sightings,
             answer,
         } = called;
         let (status, error) = match &answer {
@@ -384,6 +390,7 @@ impl LaneLoop {
         match verdict {
             Verdict::Delivered => {
                 debug!(%lane, events, attempts = portion.attempts, "delivered a batch");
+                self.tell(sightings, None, status);
                 self.settle_delivered(portion, events, body_bytes, status.unwrap_or_default());
             }
             Verdict::Retry { after } => {
@@ -536,11 +543,43 @@ impl LaneLoop {
         let dead_letters = self.context.queue.dead_letters();
         dead_letters.bury(letters.collect()).await?;
         for record in records {
+            let events = (0..record.len()).map(|index| record.event(index));
+            let reason = format!("{}: {}", letter.code, letter.reason);
+            self.tell(
+                self.sift(What::Refused, events),
+                Some(reason),
+                letter.status,
+            );
             let events = record.len() as u64;
             self.context.stats.buried(&self.stats, events);
             self.reader.settle(record.first..record.first + events);
         }
         Ok(())
+    }
+
+    /// What the tail is to be told of these events; nothing while nobody listens.
+    fn sift<'a>(&self, what: What, events: impl Iterator<Item = &'a [u8]>) -> Vec<Sighting> {
+        let tail = &self.context.stats.tail;
+        if !tail.is_heard() {
+            return Vec::new();
+        }
+        let source = source(what, Some(self.reader.lane().name()));
+        let now = Timestamp::now();
+        events
+            .filter_map(|event| tail.sift(&source, now, event.len(), || label(event)))
+            .collect()
+    }
+
+    fn tell(&self, sightings: Vec<Sighting>, reason: Option<String>, status: Option<u16>) {
+        let now = Timestamp::now();
+        for sighting in sightings {
+            let sighting = Sighting {
+                reason: reason.clone(),
+                status,
+                ..sighting
+            };
+            self.context.stats.tail.tell(sighting, now);
+        }
     }
 
     /// Waits as long as failures in a row demand. Calls that fail together count once.

@@ -50,20 +50,25 @@ impl Ingest {
         if !receiver.trusts(signature, body, first) {
             return Err(Refusal::NotSigned);
         }
-        let envelope = envelope.map_err(|rejection| self.count_rejected(rejection))?;
+        let envelope = envelope.map_err(|rejection| self.count_rejected(rejection, body))?;
         let (rules, now) = (self.rules(), (self.now)());
         let (mut copies, mut rejected) = (Copies::default(), Vec::new());
         for (index, raw) in envelope.events.iter().enumerate() {
             match check(raw) {
                 Ok(facts) => copies.add(&rules.triggers, &facts, now),
-                Err(rejection) => rejected.push(RejectedItem { index, rejection }),
+                Err(rejection) => {
+                    let (code, json) = (rejection.code().as_str(), raw.json().as_bytes());
+                    self.tell_rejected(None, code, rejection.message(), json);
+                    rejected.push(RejectedItem { index, rejection });
+                }
             }
         }
         let accepted = envelope.events.len() - rejected.len();
         if accepted == 0 {
             let first = rejected.into_iter().next();
             let first = first.expect("a request without events was rejected when it was decoded");
-            return Err(self.count_rejected(first.rejection));
+            self.stats.rejected_events.add(1);
+            return Err(Refusal::Rejected(first.rejection));
         }
         let durability = self.append(copies.0).await?;
         self.stats.received_events.add(accepted as u64);
@@ -75,8 +80,9 @@ impl Ingest {
         })
     }
 
-    fn count_rejected(&self, rejection: Rejection) -> Refusal {
+    fn count_rejected(&self, rejection: Rejection, body: &[u8]) -> Refusal {
         self.stats.rejected_events.add(1);
+        self.tell_rejected(None, rejection.code().as_str(), rejection.message(), body);
         Refusal::Rejected(rejection)
     }
 }

@@ -7,6 +7,7 @@
 mod history;
 mod lane;
 mod snapshot;
+mod tail;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,9 @@ pub use lane::{LaneState, LaneStats};
 pub use snapshot::{
     Conservation, DeadLettersSnapshot, DeliverySnapshot, History, IngestSnapshot, LaneSnapshot,
     Point, ProfilesSnapshot, QueueSnapshot, Snapshot,
+};
+pub use tail::{
+    LOOKS_A_SECOND_MAX, Label, Listening, Sighting, Source, TOLD_A_SECOND_MAX, Tail, Wanted, What,
 };
 
 use history::{Flow, Recent};
@@ -88,6 +92,8 @@ pub struct Stats {
     pub client_metrics: Counter,
     /// What is counted of profiles.
     pub profiles: ProfileStats,
+    /// Where single events are told of.
+    pub tail: Tail,
     recent: Recent,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
@@ -105,6 +111,7 @@ impl Default for Stats {
             received_events: Counter::default(),
             client_metrics: Counter::default(),
             profiles: ProfileStats::default(),
+            tail: Tail::default(),
             recent: Recent::default(),
             lanes: Mutex::default(),
         }

@@ -23,6 +23,7 @@ mod pixel;
 mod profiles;
 mod reload;
 mod stats;
+mod tail;
 mod trace;
 mod verdicts;
 mod webhooks;

@@ -1,10 +1,13 @@
 //! What an operator sees of the daemon: the snapshot, and the stream of it.
 
+use std::time::{Duration, Instant};
+
 use reqwest::Method;
 use segspool::stand_in::{Answer, Rule};
-use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
+use segspool::stats::{History, LaneSnapshot, LaneState, Snapshot};
 
-use crate::support::{Relay, client, ids, segment, spool};
+use crate::support::watch::Watcher;
+use crate::support::{Relay, client, ids, segment, spool, within};
 
 fn lane(stats: &Snapshot) -> Option<&LaneSnapshot> {
     stats.lanes.first()
@@ -39,11 +42,8 @@ async fn a_lane_shows_what_it_does_while_it_fails_sends_again_and_succeeds() {
     assert_eq!((&sending.reason, sending.retry_in_seconds), (&None, None));
     assert_eq!(sending.last_error.as_deref(), Some("answered 503"));
 
-    let stats = relay.until(|stats| stats.queue.events == 0).await;
-    let stats = match lane(&stats).expect("a lane").state {
-        LaneState::Idle => stats,
-        _ => relay.until(state(LaneState::Idle)).await,
-    };
+    let stats = relay.until(state(LaneState::Idle)).await;
+    assert_eq!(stats.delivery.events, 3);
     let idle = lane(&stats).expect("a lane");
     assert_eq!((&idle.reason, &idle.last_error), (&None, &None));
 }
@@ -113,4 +113,76 @@ async fn head_is_answered_as_get_without_a_body() {
         .expect("an answer");
     assert_eq!(refused.status(), 405);
     assert_eq!(refused.headers()["allow"], "GET, HEAD");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_begins_with_the_past_and_the_present_and_goes_on_every_second() {
+    let (dir, segment) = (spool(), segment().await);
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.track("KEY-ONE", &ids("e", 0..50)).await;
+    // By then a whole point of the history is over.
+    relay.until(|stats| stats.uptime_seconds > 5.5).await;
+    let asked = Instant::now();
+    let mut watcher = Watcher::open(&relay, "/stats/stream")
+        .await
+        .expect("opened");
+    let (name, history) = watcher.next().await.expect("the past");
+    assert_eq!(name, "history");
+    let history: History = serde_json::from_value(history).expect("a history");
+    let accepted: f64 = history
+        .points
+        .iter()
+        .map(|point| point.accepted_per_second * history.interval_seconds as f64)
+        .sum();
+    assert!((accepted - 50.0).abs() < 0.01, "{history:?}");
+    let (name, now) = watcher.next().await.expect("the present");
+    let snapshot = |data| serde_json::from_value::<Snapshot>(data).expect("a snapshot");
+    assert_eq!(
+        (name.as_str(), snapshot(now).ingest.accepted_events),
+        ("", 50)
+    );
+    assert!(asked.elapsed() < Duration::from_millis(900), "at once");
+
+    relay.track("KEY-ONE", &ids("f", 0..50)).await;
+    let mut last = snapshot(watcher.next().await.expect("the next second").1);
+    while last.delivery.events < 100 {
+        let next = snapshot(watcher.next().await.expect("the next second").1);
+        let between = next.uptime_seconds - last.uptime_seconds;
+        assert!((0.2..=5.0).contains(&between), "{between}");
+        last = next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_may_watch_and_no_more() {
+    let (dir, segment) = (spool(), segment().await);
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let mut watchers = Vec::new();
+    let refused = loop {
+        let path = ["/stats/stream", "/tail"][watchers.len() % 2];
+        match Watcher::open(&relay, path).await {
+            Ok(watcher) => watchers.push(watcher),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((watchers.len(), refused.status().as_u16()), (32, 503));
+    assert!(refused.headers().contains_key("retry-after"));
+    drop(watchers.pop());
+    within(async { while Watcher::open(&relay, "/tail").await.is_err() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_end_with_the_daemon_and_do_not_hold_it_up() {
+    let (dir, segment) = (spool(), segment().await);
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let mut stats = Watcher::open(&relay, "/stats/stream")
+        .await
+        .expect("opened");
+    let mut tail = Watcher::open(&relay, "/tail").await.expect("opened");
+    let stopping = Instant::now();
+    assert!(relay.stop().await.success());
+    assert!(stopping.elapsed() < Duration::from_secs(4));
+    while stats.next().await.is_some() {}
+    while tail.next().await.is_some() {}
+    assert!(!relay.log().contains("cut off"));
 }

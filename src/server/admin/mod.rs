@@ -3,6 +3,8 @@
 //! | endpoint | what |
 //! |---|---|
 //! | `GET /stats` | the snapshot |
+//! | `GET /stats/stream` | the last ten minutes, and the snapshot every second |
+//! | `GET /tail` | each event as something happens to it |
 //! | `GET /healthz` | 200 while the writer makes progress, else 503 |
 //! | `GET /readyz` | 200 while events are accepted, else 503 |
 //! | `GET /lanes` | the lanes of the snapshot |
@@ -20,6 +22,7 @@ mod letter_view;
 mod query;
 mod stats;
 mod token;
+mod watching;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,12 +45,13 @@ use crate::stats::Stats;
 pub use letter_view::LetterView;
 pub use token::AdminToken;
 pub(super) use token::bearer;
+pub(super) use watching::Watch;
 
 /// A group takes milliseconds to commit; a writer that has been at one for this long is stuck.
 const WRITER_STUCK: Duration = Duration::from_secs(30);
 
 /// What the admin listener works with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct AdminListener {
     pub(super) queue: Queue,
     pub(super) ingest: Arc<Ingest>,
@@ -57,6 +61,7 @@ pub(super) struct AdminListener {
     pub(super) token: Option<AdminToken>,
     /// Held by whoever replays or purges dead letters: one at a time.
     pub(super) spade: Arc<Mutex<()>>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Service for AdminListener {
@@ -93,6 +98,14 @@ impl AdminListener {
                 let snapshot = self.snapshot();
                 reply::json(StatusCode::OK, &snapshot)
             }),
+            ["stats", "stream"] => {
+                reads()?;
+                self.stats_stream()
+            }
+            ["tail"] => {
+                reads()?;
+                self.tail(query)
+            }
             ["healthz"] => reads().map(|()| self.health()),
             ["readyz"] => reads().map(|()| self.readiness()),
             ["lanes"] => reads().map(|()| {
