@@ -8,6 +8,7 @@
 mod receive;
 mod replay;
 mod share;
+mod sight;
 mod trigger;
 
 use std::collections::{HashMap, HashSet};
@@ -22,10 +23,11 @@ use crate::event::{
     decode_single, stamp, validate,
 };
 use crate::queue::{AppendError, DeadLetter, Durability, Lane, LaneName, Load, Queue, Run};
-use crate::stats::Stats;
+use crate::stats::{Sighting, Stats, What};
 
 pub use receive::Receiver;
 pub use replay::{Replayed, Stopped};
+pub use sight::{label, source};
 pub use trigger::{Trigger, Wanted, webhook_lane};
 
 use trigger::Copies;
@@ -360,13 +362,21 @@ impl Ingest {
         by_lane: impl IntoIterator<Item = (LaneName, Load)>,
     ) -> Result<Durability, Refusal> {
         let mut loads: Vec<(Arc<Lane>, Load)> = Vec::new();
-        let mut counts = Vec::new();
+        let (mut counts, mut sightings) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         for (name, load) in by_lane.into_iter().filter(|(_, load)| !load.is_empty()) {
             let lane = self.queue.lane(&name).ok_or(Refusal::TooManyLanes)?;
             // Over all lanes an event counts once, and not once more for each webhook that wants it.
             let once = name.destination == SEGMENT;
             bytes += if once { load.byte_len() } else { 0 };
+            if self.stats.tail.is_heard() {
+                let (source, now) = (source(What::Accepted, Some(&name)), (self.now)());
+                let sift = |event: &[u8]| {
+                    let tail = &self.stats.tail;
+                    tail.sift(&source, now, event.len(), || label(event))
+                };
+                sightings.extend(load.iter().filter_map(sift));
+            }
             let stats = self.stats.lane(&lane.id().to_string());
             counts.push((stats, load.len() as u64, once));
             loads.push((lane, load));
@@ -374,15 +384,17 @@ impl Ingest {
         if loads.is_empty() {
             return Ok(self.queue.durability());
         }
-        let (queue, stats) = (self.queue.clone(), Arc::clone(&self.stats));
+        let (queue, stats, now) = (self.queue.clone(), Arc::clone(&self.stats), self.now);
         // A task of its own: a client that goes away before its answer ends this one, and its events would be stored but not counted.
         let appending = tokio::spawn(async move {
             let durability = queue.append(loads).await?;
             for (lane, events, once) in counts {
-                lane.accepted_events.add(events);
-                stats.accepted_events.add(if once { events } else { 0 });
+                stats.accepted(&lane, events, once);
             }
             stats.accepted_bytes.add(bytes as u64);
+            for sighting in sightings {
+                stats.tail.tell(sighting, now());
+            }
             Ok(durability)
         });
         let appended = appending.await.unwrap_or(Err(AppendError::Closed));
@@ -392,7 +404,23 @@ impl Ingest {
     fn reject(&self, letters: Vec<DeadLetter>) {
         if !letters.is_empty() {
             self.stats.rejected_events.add(letters.len() as u64);
+            for letter in &letters {
+                let lane = letter.lane.as_ref();
+                self.tell_rejected(lane, &letter.code, &letter.reason, &letter.event);
+            }
             self.queue.dead_letters().keep_rejected(letters);
+        }
+    }
+
+    fn tell_rejected(&self, lane: Option<&LaneName>, code: &str, reason: &str, event: &[u8]) {
+        let (tail, now) = (&self.stats.tail, (self.now)());
+        if !tail.is_heard() {
+            return;
+        }
+        let source = source(What::Rejected, lane);
+        if let Some(sighting) = tail.sift(&source, now, event.len(), || label(event)) {
+            let reason = Some(format!("{code}: {reason}"));
+            tail.tell(Sighting { reason, ..sighting }, now);
         }
     }
 

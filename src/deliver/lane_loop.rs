@@ -28,8 +28,9 @@ use super::request::Answer;
 use super::verdict::{Verdict, verdict};
 use super::{Context, Settings};
 use crate::batch::{Assembler, Batch};
+use crate::ingest::{label, source};
 use crate::queue::{Hand, LaneReader, ReadError, Record};
-use crate::stats::{LaneState, LaneStats};
+use crate::stats::{LaneState, LaneStats, Sighting, What};
 
 /// Segment removes an event that it has seen before for at least this long; a later one may be counted twice.
 const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -43,6 +44,8 @@ struct Called {
     portion: Portion,
     events: usize,
     body_bytes: usize,
+    /// What is told of the events, should they be delivered.
+    sightings: Vec<Sighting>,
     answer: Answer,
 }
 
@@ -73,8 +76,8 @@ pub(super) struct LaneLoop {
     pause_until: Option<Instant>,
     /// No call before this: the operator set a pace.
     pace_until: Option<Instant>,
-    /// The last call failed: one at a time until one succeeds.
-    suspect: bool,
+    /// What the last failure made of the lane: one call at a time until one succeeds.
+    trouble: Option<LaneState>,
     /// A call has succeeded: until then, too, one at a time.
     proven: bool,
     /// A refused batch is being searched for the event at fault: one at a time, since each answer saves calls.
@@ -105,7 +108,7 @@ impl LaneLoop {
             backoff: Backoff::new(retry.base, retry.max),
             pause_until: None,
             pace_until: None,
-            suspect: false,
+            trouble: None,
             proven: false,
             searching: false,
             lingering_since: None,
@@ -130,7 +133,7 @@ impl LaneLoop {
                 self.pause_until.is_none() && !self.hand.paused && calls.len() < self.calls_max();
             tokio::select! {
                 Some(called) = calls.next() => self.judge(called).await,
-                () = passed(self.pause_until), if self.pause_until.is_some() => self.pause_until = None,
+                () = passed(self.pause_until), if self.pause_until.is_some() => self.end_pause(),
                 Ok(()) = hand.changed() => self.obey(*hand.borrow_and_update()),
                 Ok(()) = settings.changed() => {
                     let settings = Arc::clone(&settings.borrow_and_update());
@@ -146,7 +149,7 @@ impl LaneLoop {
     }
 
     fn calls_max(&self) -> usize {
-        if self.suspect || !self.proven || self.searching {
+        if self.trouble.is_some() || !self.proven || self.searching {
             1
         } else {
             self.destination.concurrency()
@@ -157,7 +160,7 @@ impl LaneLoop {
     fn obey(&mut self, hand: Hand) {
         self.stats.paused(hand.paused);
         if hand.resumed != self.hand.resumed {
-            self.pause_until = None;
+            self.end_pause();
             self.again.wait_no_more();
         }
         if hand.paused != self.hand.paused {
@@ -178,17 +181,23 @@ impl LaneLoop {
         self.destination = destination;
         self.assembler.set_limits(self.destination.limits());
         self.settings = settings;
-        if is_mended || self.stats.state() == LaneState::Held {
-            self.pause_until = None;
+        if is_mended || self.trouble == Some(LaneState::Held) {
+            self.end_pause();
             self.again.wait_no_more();
         }
+    }
+
+    fn end_pause(&mut self) {
+        self.pause_until = None;
+        self.stats.pause_over();
     }
 
     /// Waits until a batch should go, and then for a slot for its call.
     async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
         passed(self.pace_until).await;
         self.batch_due().await;
-        let slots: Arc<Semaphore> = Arc::clone(self.destination.slots(&self.context, self.suspect));
+        let is_suspect = self.trouble.is_some();
+        let slots: Arc<Semaphore> = Arc::clone(self.destination.slots(&self.context, is_suspect));
         if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             return slot;
         }
@@ -220,7 +229,10 @@ impl LaneLoop {
             }
             if events == 0 && self.assembler.is_empty() {
                 self.lingering_since = None;
-                self.show_fault(ready_at);
+                match ready_at {
+                    Some(_) => self.show_fault(ready_at),
+                    None => self.stats.nothing_to_send(),
+                }
                 tokio::select! {
                     () = self.reader.published() => {}
                     () = passed(ready_at), if ready_at.is_some() => {}
@@ -254,7 +266,7 @@ impl LaneLoop {
     async fn next_batch(&mut self) -> Option<(Portion, Batch)> {
         self.lingering_since = None;
         // What has failed is no good for finding out whether the destination is well again, where others may pass.
-        let lets_pass = self.suspect && !self.destination.keeps_order();
+        let lets_pass = self.trouble.is_some() && !self.destination.keeps_order();
         let next = if lets_pass && self.again.len() < PASSED_MAX {
             match self.fill().await {
                 Ok(None) => self.repeat().await,
@@ -326,7 +338,7 @@ impl LaneLoop {
             let reading = self.reader.read(missing).await?;
             for ordinals in reading.buried {
                 let events = ordinals.end - ordinals.start;
-                self.stats.dead_letter_events.add(events);
+                self.context.stats.buried(&self.stats, events);
                 self.reader.settle(ordinals);
             }
             let records = reading.records;
@@ -382,6 +394,7 @@ impl LaneLoop {
                 .map_or(Instant::now(), |until| until.max(Instant::now()));
             self.pace_until = Some(from + Duration::from_secs(1) * events as u32 / pace);
         }
+        let sightings = self.sift(What::Delivered, batch.events());
         let destination = Arc::clone(&self.destination);
         Box::pin(async move {
             let _slot = slot;
@@ -391,6 +404,7 @@ impl LaneLoop {
                 portion,
                 events,
                 body_bytes,
+                sightings,
                 answer,
             }
         })
@@ -403,6 +417,7 @@ impl LaneLoop {
             mut portion,
             events,
             body_bytes,
+            sightings,
             answer,
         } = called;
         let (status, error) = match &answer {
@@ -429,6 +444,7 @@ impl LaneLoop {
         match verdict {
             Verdict::Delivered => {
                 debug!(%lane, events, attempts = portion.attempts, "delivered a batch");
+                self.tell(sightings, None, status);
                 self.settle_delivered(portion, events, body_bytes, status.unwrap_or_default());
             }
             Verdict::Retry { after: Some(pause) } => {
@@ -507,13 +523,37 @@ impl LaneLoop {
     }
 
     fn flow_again(&mut self, status: u16) {
-        if self.suspect {
+        if self.trouble.take().is_some() {
             info!(lane = %self.reader.lane().id(), failures = self.backoff.failures(), "a lane delivers again");
         }
-        self.suspect = false;
         self.proven = true;
         self.backoff.reset();
         self.stats.flowing(status);
+    }
+
+    /// What the tail is to be told of these events; nothing while nobody listens.
+    fn sift<'a>(&self, what: What, events: impl Iterator<Item = &'a [u8]>) -> Vec<Sighting> {
+        let tail = &self.context.stats.tail;
+        if !tail.is_heard() {
+            return Vec::new();
+        }
+        let source = source(what, Some(self.reader.lane().name()));
+        let now = Timestamp::now();
+        events
+            .filter_map(|event| tail.sift(&source, now, event.len(), || label(event)))
+            .collect()
+    }
+
+    fn tell(&self, sightings: Vec<Sighting>, reason: Option<String>, status: Option<u16>) {
+        let now = Timestamp::now();
+        for sighting in sightings {
+            let sighting = Sighting {
+                reason: reason.clone(),
+                status,
+                ..sighting
+            };
+            self.context.stats.tail.tell(sighting, now);
+        }
     }
 
     /// Waits as long as failures in a row demand. Calls that fail together count once.
@@ -527,14 +567,13 @@ impl LaneLoop {
     fn pause(&mut self, state: LaneState, reason: &str, wait: Duration) {
         let lane = self.reader.lane().id();
         let attempt = self.backoff.failures();
-        if !self.suspect || self.stats.state() != state {
+        if self.trouble.replace(state) != Some(state) {
             if state == LaneState::Held {
                 error!(%lane, reason, "a lane is held; its key, OAuth credentials or endpoint, or its webhook's URL or headers, need attention");
             } else {
                 warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }
         }
-        self.suspect = true;
         self.put_aside();
         // Calls under way together may be asked for different pauses: the longest holds.
         let until = Instant::now() + wait;

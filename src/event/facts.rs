@@ -76,6 +76,8 @@ pub struct Facts<'a> {
     pub kind: Option<Cow<'a, str>>,
     /// The name of a track.
     pub event: Option<Cow<'a, str>>,
+    /// Its `messageId`.
+    pub message_id: Option<Cow<'a, str>>,
     /// Who did it.
     pub user_id: Option<Cow<'a, str>>,
     /// Where it was made: its own or its context's `channel`, or else what its library tells. None where it names a channel that
@@ -108,6 +110,7 @@ impl<'a> Facts<'a> {
         let mut facts = Facts {
             kind: None,
             event: None,
+            message_id: None,
             user_id: None,
             channel: None,
             json,
@@ -120,6 +123,7 @@ impl<'a> Facts<'a> {
             match member.key.text().as_deref() {
                 Some("type") => facts.kind = member.value.text(),
                 Some("event") => facts.event = member.value.text(),
+                Some("messageId") => facts.message_id = member.value.text(),
                 Some("userId") => facts.user_id = member.value.text(),
                 Some("channel") => own_channel = name(member.value),
                 Some("context") => context = Some(member.value),

@@ -53,7 +53,7 @@ impl Ingest {
         if !receiver.trusts(signature, body, first) {
             return Err(Refusal::NotSigned);
         }
-        let envelope = envelope.map_err(|rejection| self.count_rejected(rejection))?;
+        let envelope = envelope.map_err(|rejection| self.count_rejected(rejection, body))?;
         if receiver.secret.is_some() && !receiver.batches && envelope.events.len() > 1 {
             return Err(Refusal::PartlySigned);
         }
@@ -62,7 +62,11 @@ impl Ingest {
         for (index, raw) in envelope.events.iter().enumerate() {
             match check(raw) {
                 Ok(facts) => copies.add(&rules.triggers, &facts, now),
-                Err(rejection) => rejected.push(RejectedItem { index, rejection }),
+                Err(rejection) => {
+                    let (code, json) = (rejection.code().as_str(), raw.json().as_bytes());
+                    self.tell_rejected(None, code, rejection.message(), json);
+                    rejected.push(RejectedItem { index, rejection });
+                }
             }
             if copies.bytes() > STAMPED_BYTES_MAX {
                 return Err(Refusal::TooLarge);
@@ -72,7 +76,8 @@ impl Ingest {
         if accepted == 0 {
             let first = rejected.into_iter().next();
             let first = first.expect("a request without events was rejected when it was decoded");
-            return Err(self.count_rejected(first.rejection));
+            self.stats.rejected_events.add(1);
+            return Err(Refusal::Rejected(first.rejection));
         }
         let (loads, left_out) = self.leave_out(copies.loads(&rules.triggers));
         if loads.is_empty() && !left_out.is_empty() {
@@ -90,8 +95,9 @@ impl Ingest {
         })
     }
 
-    fn count_rejected(&self, rejection: Rejection) -> Refusal {
+    fn count_rejected(&self, rejection: Rejection, body: &[u8]) -> Refusal {
         self.stats.rejected_events.add(1);
+        self.tell_rejected(None, rejection.code().as_str(), rejection.message(), body);
         Refusal::Rejected(rejection)
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,16 +18,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tracing::debug;
 
 use super::listener::{Peer, Service};
+use super::reply::Live;
 
 /// A connection may rest this long before a request, and a later request's head may take this long. SDKs keep connections for up
 /// to 60 s; closing first would cost them a request.
 const REST_MAX: Duration = Duration::from_secs(90);
 /// The first request's head, once begun, may take this long.
 const HEAD_MAX: Duration = Duration::from_secs(30);
+/// Whoever watches a reply that goes on for ever has to take something of it in this time.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// What a connection may hold of a request before it is handed on: its head, or a piece of its body.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// A longer head is left to the HTTP library, so that it is not looked through again and again as it grows.
@@ -49,13 +53,16 @@ pub(super) async fn serve<S: Service>(
     match first_head(&mut stream, &mut stopping).await {
         Ok(head) if head.is_empty() => {}
         Ok(head) => {
+            let is_live = Arc::new(AtomicBool::new(false));
             let resumed = Resumed {
                 head,
                 given: 0,
                 stream,
+                is_live: Arc::clone(&is_live),
+                unread: None,
             };
             // Boxed: a connection that rests has no need of its room.
-            Box::pin(converse(resumed, peer, service, stopping)).await;
+            Box::pin(converse(resumed, peer, service, is_live, stopping)).await;
         }
         Err(error) => debug!(%error, "a connection ended without a request"),
     }
@@ -117,11 +124,19 @@ async fn converse<S: Service>(
     stream: Resumed,
     peer: Peer,
     service: Arc<S>,
+    is_live: Arc<AtomicBool>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let service = service_fn(move |request| {
-        let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(service.serve(peer, request).await) }
+        let (service, is_live) = (Arc::clone(&service), Arc::clone(&is_live));
+        async move {
+            let reply = service.serve(peer, request).await;
+            is_live.store(
+                reply.extensions().get::<Live>().is_some(),
+                Ordering::Relaxed,
+            );
+            Ok::<_, Infallible>(reply)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -148,6 +163,30 @@ struct Resumed {
     head: Vec<u8>,
     given: usize,
     stream: Box<dyn Stream>,
+    /// Whether what is written now has to be taken in time.
+    is_live: Arc<AtomicBool>,
+    /// Runs while the other end takes nothing.
+    unread: Option<Pin<Box<Sleep>>>,
+}
+
+impl Resumed {
+    /// Gives up on somebody who watches and takes nothing any more.
+    fn unless_unread<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() || !self.is_live.load(Ordering::Relaxed) {
+            self.unread = None;
+            return written;
+        }
+        let unread = self
+            .unread
+            .get_or_insert_with(|| Box::pin(sleep(UNREAD_MAX)));
+        ready!(unread.as_mut().poll(context));
+        let error = "a stream is watched by somebody who does not read it";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, error)))
+    }
 }
 
 impl AsyncRead for Resumed {
@@ -176,7 +215,8 @@ impl AsyncWrite for Resumed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_unread(context, written)
     }
 
     fn poll_write_vectored(
@@ -184,7 +224,8 @@ impl AsyncWrite for Resumed {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.unless_unread(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -202,9 +243,14 @@ impl AsyncWrite for Resumed {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+    use hyper::Request;
+    use hyper::body::Incoming;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::server::reply::{self, Reply};
 
     #[test]
     fn a_head_is_waited_for_as_long_as_it_may_become_one() {
@@ -262,5 +308,46 @@ mod tests {
         }
         let late = REST_MAX - Duration::from_secs(1);
         assert!(heard(&["GET / HTTP/1.1\r\n\r\n"], late).await.is_ok());
+    }
+
+    /// Answers with a stream that never ends.
+    struct Endless {
+        is_live: bool,
+    }
+
+    impl Service for Endless {
+        async fn serve(&self, _peer: Peer, _request: Request<Incoming>) -> Reply {
+            let pieces = stream::repeat(Bytes::from_static(&[b'x'; 1024]));
+            if self.is_live {
+                reply::server_sent(pieces)
+            } else {
+                reply::stream("text/plain", pieces.map(Ok))
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_watches_has_to_read_and_others_may_take_their_time() {
+        for is_live in [true, false] {
+            let (mut client, server) = tokio::io::duplex(64 * 1024);
+            let (_running, stopping) = watch::channel(false);
+            let service = Arc::new(Endless { is_live });
+            let mut serving = pin!(serve(Box::new(server), Peer::Local, service, stopping));
+            let request = client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            request.await.expect("there is room");
+            let reading = async {
+                let mut read = vec![0; 64 * 1024];
+                for _ in 0..10 {
+                    tokio::time::sleep(UNREAD_MAX / 2).await;
+                    client.read_exact(&mut read).await.expect("it goes on");
+                }
+            };
+            tokio::select! {
+                () = serving.as_mut() => panic!("closed on somebody who reads, though slowly"),
+                () = reading => {}
+            }
+            let ended = timeout(UNREAD_MAX * 2, serving).await;
+            assert_eq!(ended.is_ok(), is_live);
+        }
     }
 }

@@ -125,7 +125,8 @@ impl IngestListener {
                 | Error::Parameter(_)
                 | Error::NoSuch(_)
                 | Error::NotSaved(_)
-                | Error::DeadLetters(_) => false,
+                | Error::DeadLetters(_)
+                | Error::WatchersFull => false,
             };
             self.stats.rejected_events.add(u64::from(untold));
             self.refuse(&error, head, body).await;

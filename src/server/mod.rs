@@ -318,6 +318,7 @@ impl Server {
             ingest,
             token: self.token,
             spade: Arc::default(),
+            watch: Arc::default(),
             stats,
             phase: phase.clone(),
             guard: self.guard.subscribe(),

@@ -7,7 +7,7 @@
 use std::io;
 
 use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::Frame;
@@ -68,6 +68,8 @@ pub(super) enum Error {
     NoSuch(&'static str),
     /// The dead letters cannot be read or changed.
     DeadLetters(Unavailable),
+    /// As many watch as may.
+    WatchersFull,
 }
 
 impl From<Unavailable> for Error {
@@ -211,6 +213,11 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
             "storage_fault",
             Some(FAULT_RETRY_SECONDS),
         ),
+        Error::WatchersFull => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_watchers",
+            Some(FULL_RETRY_SECONDS),
+        ),
         Error::Refused(refusal) => match refusal {
             Refusal::Rejected(rejection) => {
                 (StatusCode::BAD_REQUEST, rejection.code().as_str(), None)
@@ -250,7 +257,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         }
         Error::NotFound => {
             "there is no such path; events go to /v1/batch, /v1/track and their like on an ingest address, and \
-             /stats, /lanes and /dead-letters are on the admin address"
+             /stats, /tail, /lanes and /dead-letters are on the admin address"
                 .into()
         }
         Error::Method { allowed } => format!("this path takes {allowed}"),
@@ -270,6 +277,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         Error::NoSuch(what) => format!("there is no such {what}"),
         Error::DeadLetters(error) => error.to_string(),
         Error::NotSaved(error) => error.to_string(),
+        Error::WatchersFull => "as many streams are being watched as may be".into(),
     };
     let mut reply = failure(status, code, &message, done);
     if matches!(error, Error::Unauthorized) {
@@ -328,6 +336,19 @@ pub(super) fn stream(
     reply
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// Marks a reply that goes on for ever: it is for somebody who reads along, and for nobody else.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live;
+
+/// A reply of server-sent events.
+pub(super) fn server_sent(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Reply {
+    let mut reply = stream("text/event-stream", pieces.map(Ok));
+    let headers = reply.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply.extensions_mut().insert(Live);
     reply
 }
 

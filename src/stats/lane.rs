@@ -62,15 +62,48 @@ struct Live {
     last_error: Option<String>,
 }
 
+impl Live {
+    /// While no pause is under way, the calls tell what the lane is doing.
+    fn settle_state(&mut self) {
+        if self.retry_at.is_some() {
+            return;
+        }
+        if self.in_flight_batches > 0 {
+            self.at_ease(LaneState::Sending);
+        } else if self.state == LaneState::Sending {
+            self.at_ease(LaneState::Idle);
+        }
+    }
+
+    /// It does what it is there for, which needs no reason.
+    fn at_ease(&mut self, state: LaneState) {
+        self.state = state;
+        self.reason = None;
+    }
+}
+
 impl LaneStats {
     /// How many calls are under way.
     pub fn in_flight(&self, batches: usize) {
         self.change(|live| {
             live.in_flight_batches = batches as u64;
-            if batches > 0 && live.retry_at.is_none() {
-                live.state = LaneState::Sending;
-            } else if batches == 0 && live.state == LaneState::Sending {
-                live.state = LaneState::Idle;
+            live.settle_state();
+        });
+    }
+
+    /// The lane waits no longer: it calls again, or does so when its turn comes.
+    pub fn pause_over(&self) {
+        self.change(|live| {
+            live.retry_at = None;
+            live.settle_state();
+        });
+    }
+
+    /// There is nothing to be sent.
+    pub fn nothing_to_send(&self) {
+        self.change(|live| {
+            if live.in_flight_batches == 0 {
+                live.at_ease(LaneState::Idle);
             }
         });
     }
@@ -78,12 +111,11 @@ impl LaneStats {
     /// The destination took a batch.
     pub fn flowing(&self, status: u16) {
         self.change(|live| {
-            live.state = if live.in_flight_batches > 0 {
+            live.at_ease(if live.in_flight_batches > 0 {
                 LaneState::Sending
             } else {
                 LaneState::Idle
-            };
-            live.reason = None;
+            });
             live.attempt = 0;
             live.retry_at = None;
             live.last_status = Some(status);
@@ -119,15 +151,6 @@ impl LaneStats {
         self.drops.swap(drops, Ordering::Relaxed)
     }
 
-    /// What the lane is doing just now, paused or not.
-    #[must_use]
-    pub fn state(&self) -> LaneState {
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state
-    }
-
     /// What is counted here of a lane's snapshot; what waits is the queue's to add.
     #[must_use]
     pub fn snapshot(&self, id: String, destination: String, key: String) -> LaneSnapshot {
@@ -142,7 +165,11 @@ impl LaneStats {
             } else {
                 live.state
             },
-            reason: live.reason.clone(),
+            reason: if live.paused {
+                Some("paused by an operator".into())
+            } else {
+                live.reason.clone()
+            },
             in_flight_batches: live.in_flight_batches,
             attempt: live.attempt,
             retry_in_seconds: live
@@ -162,5 +189,62 @@ impl LaneStats {
 
     fn change(&self, change: impl FnOnce(&mut Live)) {
         change(&mut self.live.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(lane: &LaneStats) -> (LaneState, Option<String>, bool) {
+        let seen = lane.snapshot(String::new(), String::new(), String::new());
+        (seen.state, seen.reason, seen.retry_in_seconds.is_some())
+    }
+
+    /// It used to show `backing_off` until a call had succeeded, however long the next one took.
+    #[test]
+    fn a_lane_that_sends_again_is_sending_and_waits_again_after_the_next_failure() {
+        let lane = LaneStats::default();
+        let reason = || Some("answered 503".to_owned());
+        lane.in_flight(1);
+        lane.waiting(
+            LaneState::BackingOff,
+            "answered 503",
+            1,
+            Duration::from_secs(9),
+        );
+        lane.in_flight(0);
+        assert_eq!(seen(&lane), (LaneState::BackingOff, reason(), true));
+        lane.pause_over();
+        assert_eq!(
+            seen(&lane),
+            (LaneState::BackingOff, reason(), false),
+            "until its turn comes"
+        );
+        lane.in_flight(1);
+        assert_eq!(seen(&lane), (LaneState::Sending, None, false));
+        lane.waiting(LaneState::Held, "answered 401", 1, Duration::from_secs(9));
+        lane.in_flight(0);
+        assert_eq!(
+            seen(&lane),
+            (LaneState::Held, Some("answered 401".into()), true)
+        );
+        lane.paused(true);
+        assert_eq!(seen(&lane).0, LaneState::Paused);
+        lane.paused(false);
+        lane.pause_over();
+        lane.nothing_to_send();
+        assert_eq!(seen(&lane), (LaneState::Idle, None, false));
+    }
+
+    #[test]
+    fn calls_under_way_do_not_hide_that_the_lane_waits() {
+        let lane = LaneStats::default();
+        lane.in_flight(2);
+        lane.waiting(LaneState::BackingOff, "reset", 1, Duration::from_secs(9));
+        lane.in_flight(1);
+        assert_eq!(seen(&lane).0, LaneState::BackingOff);
+        lane.flowing(200);
+        assert_eq!(seen(&lane), (LaneState::Sending, None, false));
     }
 }

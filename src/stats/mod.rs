@@ -4,22 +4,27 @@
 //! lane is doing. At any quiet moment, per lane: accepted + recovered = delivered + dead letters + dropped + lost + queued
 //! ([`Conservation`]). Nothing here holds a write key, a token or a payload.
 
+mod history;
 mod lane;
-mod rate;
 mod snapshot;
+mod tail;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+pub use history::Rates;
 pub use lane::{LaneState, LaneStats};
 pub use snapshot::{
-    Conservation, DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot,
-    ProfilesSnapshot, QueueSnapshot, Snapshot,
+    Conservation, DeadLettersSnapshot, DeliverySnapshot, History, IngestSnapshot, LaneSnapshot,
+    Point, ProfilesSnapshot, QueueSnapshot, Snapshot,
+};
+pub use tail::{
+    LOOKS_A_SECOND_MAX, Label, Listening, Sighting, Source, TOLD_A_SECOND_MAX, Tail, Wanted, What,
 };
 
-use rate::Rate;
+use history::{Flow, Recent};
 
 /// A count that only grows.
 #[derive(Debug, Default)]
@@ -87,7 +92,9 @@ pub struct Stats {
     pub client_metrics: Counter,
     /// What is counted of profiles.
     pub profiles: ProfileStats,
-    delivered: Rate,
+    /// Where single events are told of.
+    pub tail: Tail,
+    recent: Recent,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
 
@@ -104,7 +111,8 @@ impl Default for Stats {
             received_events: Counter::default(),
             client_metrics: Counter::default(),
             profiles: ProfileStats::default(),
-            delivered: Rate::default(),
+            tail: Tail::default(),
+            recent: Recent::default(),
             lanes: Mutex::default(),
         }
     }
@@ -121,12 +129,40 @@ impl Stats {
         Arc::clone(lanes.entry(id.to_owned()).or_default())
     }
 
+    /// Counts events that were accepted into a lane. `once` is false for a webhook's copies: over all lanes an event counts once.
+    pub fn accepted(&self, lane: &LaneStats, events: u64, once: bool) {
+        let accepted = if once { events } else { 0 };
+        lane.accepted_events.add(events);
+        self.accepted_events.add(accepted);
+        self.happened(Flow {
+            accepted,
+            entered: events,
+            ..Flow::default()
+        });
+    }
+
     /// Counts a batch that its destination took.
     pub fn delivered(&self, lane: &LaneStats, events: u64, body_bytes: u64) {
         lane.delivered_events.add(events);
         lane.delivered_batches.add(1);
         lane.delivered_bytes.add(body_bytes);
-        self.delivered.add(self.started.elapsed(), events);
+        self.happened(Flow {
+            delivered: events,
+            ..Flow::default()
+        });
+    }
+
+    /// Counts events of a lane that are dead letters now.
+    pub fn buried(&self, lane: &LaneStats, events: u64) {
+        lane.dead_letter_events.add(events);
+        self.happened(Flow {
+            buried: events,
+            ..Flow::default()
+        });
+    }
+
+    fn happened(&self, flow: Flow) {
+        self.recent.add(self.started.elapsed(), flow);
     }
 
     /// The bodies of all calls that destinations took, in bytes.
@@ -141,10 +177,16 @@ impl Stats {
         self.sum(|lane| &lane.retries)
     }
 
-    /// Events delivered a second, over the last ten seconds.
+    /// How fast events come and go.
     #[must_use]
-    pub fn delivered_per_second(&self) -> f64 {
-        self.delivered.per_second(self.started.elapsed())
+    pub fn rates(&self) -> Rates {
+        self.recent.rates(self.started.elapsed())
+    }
+
+    /// The last ten minutes, when `queued` events wait now.
+    #[must_use]
+    pub fn history(&self, queued: u64) -> History {
+        self.recent.points(self.started.elapsed(), queued)
     }
 
     fn sum(&self, counter: impl Fn(&LaneStats) -> &Counter) -> u64 {

@@ -52,6 +52,12 @@ pub struct IngestSnapshot {
     /// Reports of analytics.js on itself, which are discarded.
     #[serde(default)]
     pub client_metrics: u64,
+    /// Events accepted a second, over the last ten seconds.
+    #[serde(default)]
+    pub events_per_second: f64,
+    /// The same over the last five minutes.
+    #[serde(default)]
+    pub events_per_second_5m: f64,
 }
 
 /// What waits.
@@ -94,8 +100,35 @@ pub struct DeliverySnapshot {
     pub retries: u64,
     /// Events a second over the last ten seconds.
     pub events_per_second: f64,
-    /// When the queue will be empty at that pace, in seconds; none while nothing flows or nothing waits.
+    /// The same over the last five minutes.
+    #[serde(default)]
+    pub events_per_second_5m: f64,
+    /// When the queue will be empty, in seconds, if it goes on shrinking as over the last ten; what comes meanwhile is reckoned
+    /// with. None where nothing waits, where it does not shrink, and where a lane with events is held or paused: somebody has to
+    /// act first.
     pub drain_eta_seconds: Option<f64>,
+}
+
+/// The last ten minutes, for charts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// How much time a point stands for, in seconds.
+    pub interval_seconds: u64,
+    /// The oldest first; fewer while the process is young.
+    pub points: Vec<Point>,
+}
+
+/// A stretch of time.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Point {
+    /// How long ago it ended.
+    pub seconds_ago: f64,
+    /// Events accepted a second.
+    pub accepted_per_second: f64,
+    /// Events delivered a second.
+    pub delivered_per_second: f64,
+    /// Events that waited at its end.
+    pub queue_events: u64,
 }
 
 /// What can never go.
@@ -146,7 +179,7 @@ pub struct LaneSnapshot {
     pub in_flight_batches: u64,
     /// Failures in a row.
     pub attempt: u32,
-    /// When it tries again, in seconds.
+    /// When it tries again, in seconds; none where it does not wait for that.
     pub retry_in_seconds: Option<f64>,
     /// Events answered 200 by this process.
     pub accepted_events: u64,

@@ -23,6 +23,8 @@ mod outages;
 mod pixel;
 mod profiles;
 mod reload;
+mod stats;
+mod tail;
 mod trace;
 mod verdicts;
 mod webhook_trouble;

@@ -308,11 +308,7 @@ async fn a_dead_url_and_a_hanging_one_delay_nobody_and_get_everything_once_they_
     let healthy = &tally.hooks["healthy"];
     assert_eq!((healthy.events, healthy.distinct_events), (200, 200));
     assert_eq!(stats.queue.events, 400);
-    assert!(
-        hooks(&stats)
-            .iter()
-            .any(|lane| lane.state == LaneState::BackingOff)
-    );
+    assert!(hooks(&stats).iter().any(|lane| lane.attempt > 0));
     let hanging = &tally.hooks["hanging"];
     assert_eq!(
         (hanging.requests, hanging.hanging_requests),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub(crate) mod server;
+pub(crate) mod watch;
 pub(crate) mod wire;
 
 use std::io::{BufRead, BufReader, Write};

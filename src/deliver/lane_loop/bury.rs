@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tracing::{error, warn};
 
-use super::{IN_VAIN_MIN, LaneLoop, LaneState, Portion};
+use super::{IN_VAIN_MIN, LaneLoop, LaneState, Portion, What};
 use crate::deliver::request::Answer;
 use crate::queue::{BuryError, DeadLetter, Record};
 
@@ -105,9 +105,13 @@ impl LaneLoop {
         let dead_letters = self.context.queue.dead_letters();
         dead_letters.bury(letters.collect()).await?;
         for record in records {
-            self.stats.dead_letter_events.add(record.len() as u64);
-            self.reader
-                .settle(record.first..record.first + record.len() as u64);
+            let events = (0..record.len()).map(|index| record.event(index));
+            let reason = format!("{}: {}", letter.code, letter.reason);
+            let sightings = self.sift(What::Refused, events);
+            self.tell(sightings, Some(reason), letter.status);
+            let events = record.len() as u64;
+            self.context.stats.buried(&self.stats, events);
+            self.reader.settle(record.first..record.first + events);
         }
         Ok(())
     }

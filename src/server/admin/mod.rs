@@ -3,6 +3,8 @@
 //! | endpoint | what |
 //! |---|---|
 //! | `GET /stats` | the snapshot |
+//! | `GET /stats/stream` | the last ten minutes, and the snapshot every second |
+//! | `GET /tail` | each event as something happens to it |
 //! | `GET /healthz` | 200 while the writer makes progress, else 503 |
 //! | `GET /readyz` | 200 while events are accepted, else 503 |
 //! | `GET /lanes` | the lanes of the snapshot |
@@ -13,13 +15,14 @@
 //! | `POST /dead-letters/replay` | back through validation into their lanes |
 //! | `DELETE /dead-letters` | gone for ever |
 //!
-//! No request of a browser's page is served. With a token, every request but those for `/healthz` and `/readyz` must bear it.
+//! `HEAD` is answered as `GET`, without a body. No request of a browser's page is served. With a token, every request but those for `/healthz` and `/readyz` must bear it.
 
 mod dead_letters;
 mod letter_view;
 mod query;
 mod stats;
 mod token;
+mod watching;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,12 +45,13 @@ use crate::stats::Stats;
 pub use letter_view::LetterView;
 pub use token::AdminToken;
 pub(super) use token::bearer;
+pub(super) use watching::Watch;
 
 /// A group takes milliseconds to commit; a writer that has been at one for this long is stuck.
 const WRITER_STUCK: Duration = Duration::from_secs(30);
 
 /// What the admin listener works with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct AdminListener {
     pub(super) queue: Queue,
     pub(super) ingest: Arc<Ingest>,
@@ -57,6 +61,7 @@ pub(super) struct AdminListener {
     pub(super) token: Option<AdminToken>,
     /// Held by whoever replays or purges dead letters: one at a time.
     pub(super) spade: Arc<Mutex<()>>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Service for AdminListener {
@@ -81,42 +86,53 @@ impl AdminListener {
             return Err(Error::Unauthorized);
         }
         let query = head.uri.query().unwrap_or_default();
-        let takes = |method: Method, allowed| match head.method == method {
+        let takes = |methods: &[Method], allowed| match methods.contains(&head.method) {
             true => Ok(()),
             false => Err(Error::Method { allowed }),
         };
+        // The HTTP library leaves the body out of a reply to HEAD.
+        let reads = || takes(&[Method::GET, Method::HEAD], "GET, HEAD");
+        let changes = || takes(&[Method::POST], "POST");
         match path[..] {
-            ["stats"] => takes(Method::GET, "GET").map(|()| {
+            ["stats"] => reads().map(|()| {
                 let snapshot = self.snapshot();
                 reply::json(StatusCode::OK, &snapshot)
             }),
-            ["healthz"] => takes(Method::GET, "GET").map(|()| self.health()),
-            ["readyz"] => takes(Method::GET, "GET").map(|()| self.readiness()),
-            ["lanes"] => takes(Method::GET, "GET").map(|()| {
+            ["stats", "stream"] => {
+                reads()?;
+                self.stats_stream()
+            }
+            ["tail"] => {
+                reads()?;
+                self.tail(query)
+            }
+            ["healthz"] => reads().map(|()| self.health()),
+            ["readyz"] => reads().map(|()| self.readiness()),
+            ["lanes"] => reads().map(|()| {
                 let lanes = json!({ "lanes": self.lanes() });
                 reply::json(StatusCode::OK, &lanes)
             }),
             ["lanes", id, hand @ ("pause" | "resume")] => {
-                takes(Method::POST, "POST")?;
+                changes()?;
                 self.hand_on_lane(id, hand).await
             }
             ["dead-letters"] => match head.method {
-                Method::GET => self.list(query).await,
+                Method::GET | Method::HEAD => self.list(query).await,
                 Method::DELETE => self.purge(query).await,
                 _ => Err(Error::Method {
-                    allowed: "GET, DELETE",
+                    allowed: "GET, HEAD, DELETE",
                 }),
             },
             ["dead-letters", "export"] => {
-                takes(Method::GET, "GET")?;
+                reads()?;
                 self.export(query)
             }
             ["dead-letters", "replay"] => {
-                takes(Method::POST, "POST")?;
+                changes()?;
                 self.replay(query).await
             }
             ["dead-letters", id] => {
-                takes(Method::GET, "GET")?;
+                reads()?;
                 self.show(id).await
             }
             _ => Err(Error::NotFound),

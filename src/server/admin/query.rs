@@ -1,11 +1,14 @@
-//! What a query asks of the dead letters. Pure.
+//! What a query asks of the dead letters, and of the tail. Pure.
 //!
 //! A parameter that is not known, or given twice, is an error: a filter that was misspelt must not mean all of them.
+
+use std::borrow::Cow;
 
 use jiff::Timestamp;
 
 use super::Error;
 use crate::queue::{Filter, LaneId, LetterId};
+use crate::stats::{Wanted, What};
 
 /// Letters of a list, unless the query says how many.
 const LIMIT: usize = 100;
@@ -51,20 +54,11 @@ impl Query {
             after: None,
             limit: LIMIT,
         };
-        let mut seen = Vec::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if seen.contains(&name) {
-                return Err(bad(&format!("`{}` is given twice", name)));
-            }
+        for (name, value) in parameters(query)? {
             let filter = &mut parsed.filter;
             match &*name {
                 "id" => filter.id = Some(letter_id(&value)?),
-                "lane" => {
-                    let lane = LaneId::parse(&value);
-                    let lane =
-                        lane.ok_or_else(|| bad("`lane` is 16 hexadecimal digits, in lower case"))?;
-                    filter.lane = Some(lane);
-                }
+                "lane" => filter.lane = Some(lane_id(&value)?),
                 "code" if value.is_empty() => return Err(bad("`code` is empty")),
                 "code" => filter.code = Some(value.into_owned()),
                 "status" => {
@@ -96,10 +90,56 @@ impl Query {
                     )));
                 }
             }
-            seen.push(name);
         }
         Ok(parsed)
     }
+}
+
+/// Reads what somebody wants to be told of by the tail.
+pub(super) fn listening(query: &str) -> Result<Wanted, Error> {
+    let mut wanted = Wanted::default();
+    for (name, value) in parameters(query)? {
+        match &*name {
+            "lane" => wanted.lane = Some(lane_id(&value)?.to_string()),
+            "type" | "event" if value.is_empty() => {
+                return Err(bad(&format!("`{name}` is empty")));
+            }
+            "type" => wanted.kind = Some(value.into_owned()),
+            "event" => wanted.event = Some(value.into_owned()),
+            "what" => {
+                let what = What::from_name(&value);
+                wanted.what = Some(what.ok_or_else(|| {
+                    let names = What::ALL.map(What::name).join(", ");
+                    bad(&format!("`what` is one of {names}"))
+                })?);
+            }
+            _ => {
+                return Err(bad(
+                    "a parameter is not known; known are lane, type, event, what",
+                ));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// A name and its value.
+type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// The parameters of a query, each given once.
+fn parameters(query: &str) -> Result<Vec<Parameter<'_>>, Error> {
+    let mut parameters: Vec<Parameter<'_>> = Vec::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if parameters.iter().any(|(given, _)| *given == name) {
+            return Err(bad(&format!("`{name}` is given twice")));
+        }
+        parameters.push((name, value));
+    }
+    Ok(parameters)
+}
+
+fn lane_id(text: &str) -> Result<LaneId, Error> {
+    LaneId::parse(text).ok_or_else(|| bad("`lane` is 16 hexadecimal digits, in lower case"))
 }
 
 /// The id of a letter.
@@ -168,6 +208,33 @@ mod tests {
             assert!(matches!(error, Error::Parameter(_)), "{query}");
         }
         assert!(Query::selecting("limit=5").is_err());
+    }
+
+    #[test]
+    fn a_listener_says_what_it_wants_in_known_words() {
+        let lane = LaneName::new("segment", "KEY").id();
+        let query = format!("lane={lane}&type=track&event=Order%20Completed&what=refused");
+        let expected = Wanted {
+            lane: Some(lane.to_string()),
+            kind: Some("track".into()),
+            event: Some("Order Completed".into()),
+            what: Some(What::Refused),
+        };
+        assert_eq!(listening(&query).expect("a query"), expected);
+        assert_eq!(listening("").expect("a query"), Wanted::default());
+        for query in [
+            "lane=1",
+            "type=",
+            "event=",
+            "what=lost",
+            "what=",
+            "key=a",
+            "type=a&type=b",
+            "tpye=track",
+        ] {
+            let error = listening(query).expect_err(query);
+            assert!(matches!(error, Error::Parameter(_)), "{query}");
+        }
     }
 
     #[test]

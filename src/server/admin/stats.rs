@@ -5,14 +5,15 @@ use jiff::Timestamp;
 use super::AdminListener;
 use crate::queue::Lane;
 use crate::stats::{
-    DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot, QueueSnapshot, Snapshot,
+    DeadLettersSnapshot, DeliverySnapshot, IngestSnapshot, LaneSnapshot, LaneState, QueueSnapshot,
+    Rates, Snapshot,
 };
 
 impl AdminListener {
     /// Everything at this moment.
     pub(super) fn snapshot(&self) -> Snapshot {
-        let lanes = self.lanes();
-        let (queue, delivery) = (self.queue_snapshot(&lanes), self.delivery(&lanes));
+        let (lanes, rates) = (self.lanes(), self.stats.rates());
+        let (queue, delivery) = (self.queue_snapshot(&lanes), self.delivery(&lanes, &rates));
         let dead_letters = self.queue.dead_letters();
         Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -28,6 +29,8 @@ impl AdminListener {
                 long_message_ids: self.stats.long_message_ids.get(),
                 received_events: self.stats.received_events.get(),
                 client_metrics: self.stats.client_metrics.get(),
+                events_per_second: rates.accepted,
+                events_per_second_5m: rates.accepted_5m,
             },
             queue,
             delivery,
@@ -91,17 +94,20 @@ impl AdminListener {
         }
     }
 
-    fn delivery(&self, lanes: &[LaneSnapshot]) -> DeliverySnapshot {
+    fn delivery(&self, lanes: &[LaneSnapshot], rates: &Rates) -> DeliverySnapshot {
         let waiting: u64 = lanes.iter().map(|lane| lane.events).sum();
-        let per_second = self.stats.delivered_per_second();
+        let needs_somebody = |lane: &LaneSnapshot| {
+            lane.events > 0 && matches!(lane.state, LaneState::Held | LaneState::Paused)
+        };
+        let drains = waiting > 0 && rates.shrinking > 0.0 && !lanes.iter().any(needs_somebody);
         DeliverySnapshot {
             events: lanes.iter().map(|lane| lane.delivered_events).sum(),
             batches: lanes.iter().map(|lane| lane.delivered_batches).sum(),
             bytes: self.stats.delivered_bytes(),
             retries: self.stats.retries(),
-            events_per_second: per_second,
-            drain_eta_seconds: (waiting > 0 && per_second > 0.0)
-                .then(|| waiting as f64 / per_second),
+            events_per_second: rates.delivered,
+            events_per_second_5m: rates.delivered_5m,
+            drain_eta_seconds: drains.then(|| waiting as f64 / rates.shrinking),
         }
     }
 }
