@@ -36,6 +36,13 @@ enum Command {
     /// Watch it lose nothing while Segment goes down and the relay is killed
     Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
+    ///
+    /// It counts every messageId it gets. While it runs, `curl` makes it fail and shows the counts:
+    ///
+    ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '{"status":{"code":503}}'
+    ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '"ok"'
+    ///   curl http://127.0.0.1:7350/stand-in/tally
+    #[command(verbatim_doc_comment)]
     StandIn(stand_in::Args),
 }
 
