@@ -20,6 +20,8 @@ use super::{
 
 /// A daemon on this machine accepts at once, or not at all.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// What a daemon says of a path that it does not know, such as all of the admin listener's on an ingest listener.
+const NO_SUCH_PATH: &str = "not_found";
 
 /// Which daemon, and how to be let in.
 #[derive(Clone, Debug, clap::Args)]
@@ -142,7 +144,7 @@ impl Admin {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        Err(refused(answer).await)
+        Err(refused(answer, &self.url).await)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -184,18 +186,27 @@ pub(super) fn unreachable(error: &reqwest::Error, url: &str, flag: &str) -> Fail
     Failure::new(EX_UNAVAILABLE, message)
 }
 
-async fn refused(answer: Response) -> Failure {
+async fn refused(answer: Response, url: &str) -> Failure {
     #[derive(Deserialize)]
     struct Refusal {
+        code: String,
         message: String,
         replayed: Option<u64>,
     }
     let status = answer.status();
     let body = answer.bytes().await.unwrap_or_default();
     let refusal = serde_json::from_slice(&body).ok();
-    let Some(Refusal { message, replayed }) = refusal else {
-        return Failure::new(EX_PROTOCOL, format!("the daemon answered {status}"));
+    let Some(Refusal {
+        code,
+        message,
+        replayed,
+    }) = refusal
+    else {
+        return stranger(url, status, "admin listener", "--admin URL");
     };
+    if code == NO_SUCH_PATH {
+        return stranger(url, status, "admin listener", "--admin URL");
+    }
     let code = match status {
         StatusCode::BAD_REQUEST => EX_USAGE,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => EX_NOPERM,
@@ -212,6 +223,14 @@ async fn refused(answer: Response) -> Failure {
         }
         _ => Failure::new(code, message),
     }
+}
+
+/// What answers at `url`, which `flag` sets, is something else than a daemon's `listener`.
+pub(super) fn stranger(url: &str, status: StatusCode, listener: &str, flag: &str) -> Failure {
+    let message = format!(
+        "what answers at {url} is no daemon's {listener} ({status}); name that with {flag}"
+    );
+    Failure::new(EX_PROTOCOL, message)
 }
 
 pub(super) fn broken(error: &dyn Error) -> Failure {

@@ -48,7 +48,7 @@ enum Command {
 
 /// `EX_USAGE`: the command line is wrong.
 const EX_USAGE: u8 = 64;
-/// `EX_DATAERR`: some of the dead letters were rejected again.
+/// `EX_DATAERR`: some of what was given was rejected, or is something else altogether.
 const EX_DATAERR: u8 = 65;
 /// `EX_NOINPUT`: what was named is not there.
 const EX_NOINPUT: u8 = 66;
@@ -58,6 +58,8 @@ const EX_UNAVAILABLE: u8 = 69;
 const EX_SOFTWARE: u8 = 70;
 /// `EX_OSERR`: the operating system did not let it begin.
 const EX_OSERR: u8 = 71;
+/// `EX_CANTCREAT`: a file cannot be made.
+const EX_CANTCREAT: u8 = 73;
 /// `EX_IOERR`: the disk failed.
 const EX_IOERR: u8 = 74;
 /// `EX_TEMPFAIL`: another process has the spool, or the daemon cannot do it now; later it may.
