@@ -247,10 +247,15 @@ pub(super) fn table<const N: usize>(columns: [&str; N]) -> Table {
     table
 }
 
-/// Writes to standard output. A reader that has seen enough is no failure.
+/// Writes a line to standard output.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Writes to standard output. A reader that has seen enough is no failure.
+pub(super) fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }

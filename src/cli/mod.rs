@@ -1,6 +1,7 @@
 //! The command line: one file a command. Exit codes follow sysexits(3).
 
 mod admin;
+mod check_config;
 mod dead_letters;
 mod demo;
 mod lanes;
@@ -27,6 +28,11 @@ struct Cli {
 enum Command {
     /// Run the daemon
     Serve(serve::Args),
+    /// Print the settings as they would hold, each with where it comes from
+    ///
+    /// Secrets are not shown. The exit code is 78 if a daemon would not start with these settings, as far as that shows without
+    /// listening or writing anywhere.
+    CheckConfig(check_config::Args),
     /// List, show, export, replay or purge what can never be delivered
     DeadLetters(dead_letters::Args),
     /// List the lanes, pause or resume one
@@ -88,6 +94,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
         Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Lanes(args) => lanes::run(&args),
         Command::Profile(args) => profile::run(&args),

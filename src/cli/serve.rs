@@ -21,12 +21,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let file = args.config.clone();
-    let load = move || {
-        // A variable that is not text is none of ours.
-        let variables = std::env::vars_os()
-            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        Config::load(file.as_deref(), variables)
-    };
+    let load = move || Config::load(file.as_deref(), variables());
     let config = match load() {
         Ok(config) => config,
         Err(error) => {
@@ -91,4 +86,9 @@ fn cannot_be_made(error: &io::Error) -> bool {
             | io::ErrorKind::NotADirectory
             | io::ErrorKind::AlreadyExists
     )
+}
+
+/// The environment. A variable that is not text is none of ours.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
 }

@@ -6,6 +6,7 @@ mod support;
 mod bad_input;
 mod browser;
 mod captures;
+mod command_line;
 mod connections;
 mod dead_letters;
 mod delivery;
