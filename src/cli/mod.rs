@@ -2,16 +2,18 @@
 
 mod admin;
 mod check_config;
+mod completions;
 mod dead_letters;
 mod demo;
 mod lanes;
+mod man;
 mod profile;
 mod serve;
 mod stand_in;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A durable local spool for Segment events.
 ///
@@ -50,6 +52,12 @@ enum Command {
     ///   curl http://127.0.0.1:7350/stand-in/tally
     #[command(verbatim_doc_comment)]
     StandIn(stand_in::Args),
+    /// Print what completes this command line in a shell
+    ///
+    /// Bash, for instance, reads it from /usr/share/bash-completion/completions/segspool.
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all commands into a directory
+    Man(man::Args),
 }
 
 /// `EX_USAGE`: the command line is wrong.
@@ -100,6 +108,8 @@ pub fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 

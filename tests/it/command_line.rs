@@ -1,4 +1,4 @@
-//! The command line and what it says of the daemon's settings.
+//! The command line and what it says of itself and of the daemon's settings.
 
 use std::fs;
 use std::path::Path;
@@ -135,5 +135,45 @@ fn check_config_names_file_line_key_and_remedy_and_exits_with_78() {
         assert_eq!((code, &*out), (Some(78), ""), "{err}");
         assert!(err.contains(expected), "{err:?} lacks {expected:?}");
         assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let (_, help, _) = run(&["--help"], &[]);
+    let (_, commands) = help.split_once("Commands:\n").expect("a list of commands");
+    let commands: Vec<_> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(
+        commands.len() >= 10 && commands.contains(&"serve"),
+        "{help}"
+    );
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, _) = run(&["completions", shell], &[]);
+        assert_eq!(code, Some(0));
+        for command in &commands {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+        assert!(script.contains("token-file"), "{shell}");
+    }
+    let (code, page, _) = run(&["man"], &[]);
+    assert_eq!(code, Some(0));
+    assert!(page.contains(".TH segspool 1"), "{page}");
+    let dir = spool();
+    let (code, out, _) = run(&["man", "--out", dir.path().to_str().expect("text")], &[]);
+    assert_eq!((code, &*out), (Some(0), ""));
+    for command in &commands {
+        let page = fs::read_to_string(dir.path().join(format!("segspool-{command}.1")));
+        let page = page.expect(command).replace('\\', "");
+        assert!(
+            page.contains(&format!("segspool {command}"))
+                || page.contains(&format!("segspool-{command}")),
+            "{page}"
+        );
     }
 }
