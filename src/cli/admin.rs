@@ -53,6 +53,14 @@ impl Failure {
             message: message.into(),
         }
     }
+
+    /// The same, with what else there is to know.
+    pub(super) fn and(self, more: &str) -> Failure {
+        Failure {
+            message: format!("{}. {more}", self.message),
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for Failure {

@@ -5,6 +5,7 @@ mod check_config;
 mod completions;
 mod dead_letters;
 mod demo;
+mod import;
 mod lanes;
 mod man;
 mod profile;
@@ -39,6 +40,14 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// List the lanes, pause or resume one
     Lanes(lanes::Args),
+    /// Have the running daemon accept events from a file, one JSON object a line
+    ///
+    /// A line is one event, as it would be posted to /v1/track and its like with its type, or a batch body of an SDK.
+    ///
+    /// The daemon sets the pace. What cannot be imported is written to FILE.rejected, with line number and reason, and the exit code
+    /// is then 65. After Ctrl-C, kill or a crash the same command goes on where it was: FILE.import-state knows. An event without a
+    /// messageId gets one made from the file and its line, so that what is sent again is known as the same.
+    Import(import::Args),
     /// Print what Segment knows of a user
     Profile(profile::Args),
     /// Watch it lose nothing while Segment goes down and the relay is killed
@@ -105,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Lanes(args) => lanes::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),

@@ -38,7 +38,7 @@ mod writer;
 
 mod dead_letters;
 
-mod files;
+pub(crate) mod files;
 mod layout;
 
 use std::fmt;

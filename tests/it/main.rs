@@ -12,6 +12,7 @@ mod dead_letters;
 mod delivery;
 mod demo;
 mod house;
+mod import;
 mod ingest;
 mod invariants;
 mod lanes;
