@@ -20,6 +20,8 @@ use super::{
 
 /// A daemon on this machine accepts at once, or not at all.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// What a daemon says of a path that it does not know, such as all of the admin listener's on an ingest listener.
+const NO_SUCH_PATH: &str = "not_found";
 
 /// Which daemon, and how to be let in.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,6 +51,14 @@ impl Failure {
         Failure {
             code,
             message: message.into(),
+        }
+    }
+
+    /// The same, with what else there is to know.
+    pub(super) fn and(self, more: &str) -> Failure {
+        Failure {
+            message: format!("{}. {more}", self.message),
+            ..self
         }
     }
 }
@@ -142,7 +152,7 @@ impl Admin {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        Err(refused(answer).await)
+        Err(refused(answer, &self.url).await)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -184,18 +194,27 @@ pub(super) fn unreachable(error: &reqwest::Error, url: &str, flag: &str) -> Fail
     Failure::new(EX_UNAVAILABLE, message)
 }
 
-async fn refused(answer: Response) -> Failure {
+async fn refused(answer: Response, url: &str) -> Failure {
     #[derive(Deserialize)]
     struct Refusal {
+        code: String,
         message: String,
         replayed: Option<u64>,
     }
     let status = answer.status();
     let body = answer.bytes().await.unwrap_or_default();
     let refusal = serde_json::from_slice(&body).ok();
-    let Some(Refusal { message, replayed }) = refusal else {
-        return Failure::new(EX_PROTOCOL, format!("the daemon answered {status}"));
+    let Some(Refusal {
+        code,
+        message,
+        replayed,
+    }) = refusal
+    else {
+        return stranger(url, status, "admin listener", "--admin URL");
     };
+    if code == NO_SUCH_PATH {
+        return stranger(url, status, "admin listener", "--admin URL");
+    }
     let code = match status {
         StatusCode::BAD_REQUEST => EX_USAGE,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => EX_NOPERM,
@@ -214,6 +233,14 @@ async fn refused(answer: Response) -> Failure {
     }
 }
 
+/// What answers at `url`, which `flag` sets, is something else than a daemon's `listener`.
+pub(super) fn stranger(url: &str, status: StatusCode, listener: &str, flag: &str) -> Failure {
+    let message = format!(
+        "what answers at {url} is no daemon's {listener} ({status}); name that with {flag}"
+    );
+    Failure::new(EX_PROTOCOL, message)
+}
+
 pub(super) fn broken(error: &dyn Error) -> Failure {
     Failure::new(
         EX_PROTOCOL,
@@ -228,10 +255,15 @@ pub(super) fn table<const N: usize>(columns: [&str; N]) -> Table {
     table
 }
 
-/// Writes to standard output. A reader that has seen enough is no failure.
+/// Writes a line to standard output.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Writes to standard output. A reader that has seen enough is no failure.
+pub(super) fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }

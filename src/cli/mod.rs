@@ -1,17 +1,21 @@
 //! The command line: one file a command. Exit codes follow sysexits(3).
 
 mod admin;
+mod check_config;
+mod completions;
 mod dead_letters;
 mod demo;
 mod doctor;
+mod import;
 mod lanes;
+mod man;
 mod profile;
 mod serve;
 mod stand_in;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A durable local spool for Segment events.
 ///
@@ -28,10 +32,23 @@ struct Cli {
 enum Command {
     /// Run the daemon
     Serve(serve::Args),
+    /// Print the settings as they would hold, each with where it comes from
+    ///
+    /// Secrets are not shown. The exit code is 78 if a daemon would not start with these settings, as far as that shows without
+    /// listening or writing anywhere.
+    CheckConfig(check_config::Args),
     /// List, show, export, replay or purge what can never be delivered
     DeadLetters(dead_letters::Args),
     /// List the lanes, pause or resume one
     Lanes(lanes::Args),
+    /// Have the running daemon accept events from a file, one JSON object a line
+    ///
+    /// A line is one event, as it would be posted to /v1/track and its like with its type, or a batch body of an SDK.
+    ///
+    /// The daemon sets the pace. What cannot be imported is written to FILE.rejected, with line number and reason, and the exit code
+    /// is then 65. After Ctrl-C, kill or a crash the same command goes on where it was: FILE.import-state knows. An event without a
+    /// messageId gets one made from the file and its line, so that what is sent again is known as the same.
+    Import(import::Args),
     /// Print what Segment knows of a user
     Profile(profile::Args),
     /// Look at a stopped spool: what waits, and what is damaged
@@ -39,12 +56,27 @@ enum Command {
     /// Watch it lose nothing while Segment goes down and the relay is killed
     Demo(demo::Args),
     /// Run a pretend Segment that counts what it gets and fails on demand
+    ///
+    /// It counts every messageId it gets, in batches and, one a call, at http://127.0.0.1:7350/hook/NAME, whatever the name. While it
+    /// runs, `curl` makes it fail and shows the counts:
+    ///
+    ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '{"status":{"code":503}}'
+    ///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '"ok"'
+    ///   curl http://127.0.0.1:7350/stand-in/tally
+    ///   curl -X PUT http://127.0.0.1:7350/stand-in/rules -d '[{"when":{"hook":"NAME"},"answer":"hang"}]'
+    #[command(verbatim_doc_comment)]
     StandIn(stand_in::Args),
+    /// Print what completes this command line in a shell
+    ///
+    /// Bash, for instance, reads it from /usr/share/bash-completion/completions/segspool.
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all commands into a directory
+    Man(man::Args),
 }
 
 /// `EX_USAGE`: the command line is wrong.
 const EX_USAGE: u8 = 64;
-/// `EX_DATAERR`: some of the dead letters were rejected again.
+/// `EX_DATAERR`: some of what was given was rejected, or is something else altogether.
 const EX_DATAERR: u8 = 65;
 /// `EX_NOINPUT`: what was named is not there.
 const EX_NOINPUT: u8 = 66;
@@ -54,6 +86,8 @@ const EX_UNAVAILABLE: u8 = 69;
 const EX_SOFTWARE: u8 = 70;
 /// `EX_OSERR`: the operating system did not let it begin.
 const EX_OSERR: u8 = 71;
+/// `EX_CANTCREAT`: a file cannot be made.
+const EX_CANTCREAT: u8 = 73;
 /// `EX_IOERR`: the disk failed.
 const EX_IOERR: u8 = 74;
 /// `EX_TEMPFAIL`: another process has the spool, or the daemon cannot do it now; later it may.
@@ -82,12 +116,16 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
         Command::DeadLetters(args) => dead_letters::run(&args),
         Command::Lanes(args) => lanes::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 

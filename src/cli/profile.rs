@@ -96,7 +96,7 @@ async fn read(args: &Args) -> Result<Value, Failure> {
         .await
         .map_err(|error| admin::unreachable(&error.without_url(), ingest, "--ingest URL"))?;
     if !answer.status().is_success() {
-        return Err(refused(answer).await);
+        return Err(refused(answer, ingest).await);
     }
     if answer
         .headers()
@@ -112,7 +112,7 @@ async fn read(args: &Args) -> Result<Value, Failure> {
     serde_json::from_slice(&body).map_err(|error| admin::broken(&error))
 }
 
-async fn refused(answer: Response) -> Failure {
+async fn refused(answer: Response, ingest: &str) -> Failure {
     #[derive(Deserialize)]
     struct Refusal {
         error: Reason,
@@ -133,7 +133,7 @@ async fn refused(answer: Response) -> Failure {
     let body = answer.bytes().await.unwrap_or_default();
     match serde_json::from_slice::<Refusal>(&body) {
         Ok(refusal) => Failure::new(code, refusal.error.message),
-        Err(_) => Failure::new(code, format!("the answer was {status}")),
+        Err(_) => admin::stranger(ingest, status, "ingest listener", "--ingest URL"),
     }
 }
 

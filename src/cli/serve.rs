@@ -1,9 +1,12 @@
 //! `segspool serve`: the daemon.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{EX_CONFIG, EX_IOERR, EX_OSERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, complain};
+use super::{
+    EX_CANTCREAT, EX_CONFIG, EX_IOERR, EX_OSERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, complain,
+};
 use crate::config::Config;
 use crate::daemon::{self, Error};
 use crate::queue::OpenError;
@@ -18,12 +21,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let file = args.config.clone();
-    let load = move || {
-        // A variable that is not text is none of ours.
-        let variables = std::env::vars_os()
-            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-        Config::load(file.as_deref(), variables)
-    };
+    let load = move || Config::load(file.as_deref(), variables());
     let config = match load() {
         Ok(config) => config,
         Err(error) => {
@@ -34,17 +32,63 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let Err(error) = daemon::run(config, Box::new(load)) else {
         return ExitCode::SUCCESS;
     };
-    complain(&error);
-    ExitCode::from(match error {
-        Error::System(_) => EX_OSERR,
-        Error::Bind(BindError::Listen { .. }) => EX_UNAVAILABLE,
-        Error::Bind(BindError::Tls(_)) => EX_CONFIG,
+    let (code, remedy) = judge(&error);
+    match remedy {
+        "" => complain(&error),
+        remedy => complain(&format_args!("{error}. {remedy}")),
+    }
+    ExitCode::from(code)
+}
+
+/// The exit code for what has ended the daemon, and what to do about it, where it does not say so itself.
+fn judge(error: &Error) -> (u8, &'static str) {
+    match error {
+        Error::System(_) => (EX_OSERR, ""),
+        Error::Bind(BindError::Listen { error, .. }) => (EX_UNAVAILABLE, about_listening(error)),
+        Error::Bind(BindError::Tls(_)) | Error::Setup(_) | Error::Profiles(_) => (EX_CONFIG, ""),
         Error::Open { error, .. } => match error {
-            OpenError::InUse { .. } => EX_TEMPFAIL,
-            OpenError::Format { .. } => EX_CONFIG,
-            OpenError::Io(_) => EX_IOERR,
+            OpenError::InUse { .. } => (
+                EX_TEMPFAIL,
+                "Stop that one first, or give this one another data_dir",
+            ),
+            OpenError::Format { .. } => (
+                EX_CONFIG,
+                "Use the version that made it, or another data_dir",
+            ),
+            OpenError::Io(error) if cannot_be_made(error) => (
+                EX_CANTCREAT,
+                "data_dir must be a directory that this user may make and write to",
+            ),
+            OpenError::Io(_) => (EX_IOERR, ""),
         },
-        Error::Setup(_) | Error::Profiles(_) => EX_CONFIG,
-        Error::Died(_) => EX_SOFTWARE,
-    })
+        Error::Died(_) => (EX_SOFTWARE, ""),
+    }
+}
+
+fn about_listening(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        "Another process listens there, perhaps a segspool; choose another in [ingest] or [admin]"
+    } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+        "No interface of this machine has that address; choose another in [ingest] or [admin]"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "This user may not listen there; choose a port above 1023, or a directory of its own"
+    } else {
+        ""
+    }
+}
+
+fn cannot_be_made(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists
+    )
+}
+
+/// The environment. A variable that is not text is none of ours.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
 }

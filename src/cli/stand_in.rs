@@ -6,14 +6,7 @@ use std::process::ExitCode;
 use super::{EX_OSERR, EX_UNAVAILABLE, complain};
 use crate::stand_in::{Options, StandIn};
 
-/// It counts every messageId it gets, in batches and, one a call, at http://127.0.0.1:7350/hook/NAME, whatever the name. While it runs, `curl` makes it fail and shows the counts:
-///
-///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '{"status":{"code":503}}'
-///   curl -X PUT http://127.0.0.1:7350/stand-in/answer -d '"ok"'
-///   curl http://127.0.0.1:7350/stand-in/tally
-///   curl -X PUT http://127.0.0.1:7350/stand-in/rules -d '[{"when":{"hook":"NAME"},"answer":"hang"}]'
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Args {
     /// Where it listens
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7350")]

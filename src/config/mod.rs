@@ -5,6 +5,7 @@
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
 mod reload;
+mod source;
 mod webhook;
 
 use std::collections::HashSet;
@@ -26,7 +27,10 @@ use crate::profiles;
 use crate::queue;
 use crate::server::{AdminConfig, AdminToken, IngestConfig};
 
+pub use source::{Setting, Source};
 pub use webhook::{ReceiverConfig, WebhookConfig};
+
+use source::Sources;
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -157,10 +161,23 @@ pub enum Error {
     },
     /// A value is out of its range.
     Range {
+        /// Who has given it; none where it is a default.
+        source: Option<Source>,
         /// Which, as `section.key`.
         key: &'static str,
         /// What it may be.
         rule: String,
+    },
+    /// A file that a setting names holds nothing that can be used.
+    Named {
+        /// Who has named it.
+        source: Option<Source>,
+        /// By which setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it. Never shows what it holds.
+        message: String,
     },
 }
 
@@ -181,9 +198,23 @@ impl fmt::Display for Error {
             Error::Variable { name, message } => {
                 write!(f, "environment variable {name}: {message}")
             }
-            Error::Range { key, rule } => write!(f, "{key} {rule}"),
+            Error::Range { source, key, rule } => write!(f, "{}{key} {rule}", behind(source)),
+            Error::Named {
+                source,
+                key,
+                path,
+                message,
+            } => write!(f, "{}{key}: {}: {message}", behind(source), path.display()),
         }
     }
+}
+
+/// A source with what stands between it and a message.
+fn behind(source: &Option<Source>) -> String {
+    source
+        .as_ref()
+        .map(|source| format!("{source}: "))
+        .unwrap_or_default()
 }
 
 impl std::error::Error for Error {}
@@ -200,25 +231,42 @@ impl Config {
         file: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, Error> {
-        let mut table = match file {
+        Config::load_explained(file, variables).map(|(config, _)| config)
+    }
+
+    /// As [`Config::load`], with every setting and where it comes from.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load_explained(
+        file: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Config, Vec<Setting>), Error> {
+        let (mut table, mut sources) = match file {
             Some(path) => read_file(path)?,
-            None => Table::new(),
+            None => (Table::new(), Sources::default()),
         };
         for (name, value) in variables {
             let key = name.strip_prefix(VARIABLE_PREFIX);
             if let Some(key) = key.filter(|key| !is_of_others(key)) {
+                sources.override_by(key);
                 table = lay_over(table, key, &value)
                     .map_err(|message| Error::Variable { name, message })?;
             }
         }
+        let settings = source::settings(&table, &sources);
         let mut config = Config::deserialize(table).map_err(|e| Error::File {
             path: file.unwrap_or(Path::new("")).to_owned(),
             line: None,
             message: e.message().to_owned(),
         })?;
-        config.read_secrets()?;
-        config.check()?;
-        Ok(config)
+        config.read_secrets(&sources)?;
+        config.check().map_err(|broken| Error::Range {
+            source: sources.find(&broken.at).cloned(),
+            key: broken.key,
+            rule: broken.rule,
+        })?;
+        Ok((config, settings))
     }
 
     /// Delivery's part.
@@ -245,51 +293,76 @@ impl Config {
         }
     }
 
-    fn read_secrets(&mut self) -> Result<(), Error> {
-        let wrong = |path: &Path, message: &str| Error::File {
+    fn read_secrets(&mut self, sources: &Sources) -> Result<(), Error> {
+        let wrong = |at: &str, key: &'static str, path: &Path, message: String| Error::Named {
+            source: sources.find(at).cloned(),
+            key,
             path: path.to_owned(),
-            line: None,
-            message: message.to_owned(),
+            message,
+        };
+        let read = |at: &str, key: &'static str, path: &Path| {
+            let content = fs::read_to_string(path);
+            // The white space around it is an editor's.
+            let content = content.map(|content| content.trim().to_owned());
+            content.map_err(|error| wrong(at, key, path, error.to_string()))
         };
         if let Some(path) = &self.ingest.write_key_file {
-            let key = WriteKey::new(&read_secret(path)?);
-            let key = key.map_err(|rejection| wrong(path, rejection.message()))?;
-            self.ingest.write_key = Some(key);
+            let name = "ingest.write_key_file";
+            let key = WriteKey::new(&read(name, name, path)?);
+            let key = key.map_err(|rejection| wrong(name, name, path, rejection.message().into()));
+            self.ingest.write_key = Some(key?);
         }
         if let Some(path) = &self.admin.token_file {
-            let token = AdminToken::new(&read_secret(path)?);
-            self.admin.token = Some(token.ok_or_else(|| wrong(path, TOKEN_RULE))?);
+            let name = "admin.token_file";
+            let token = AdminToken::new(&read(name, name, path)?);
+            let token = token.ok_or_else(|| wrong(name, name, path, TOKEN_RULE.into()));
+            self.admin.token = Some(token?);
         }
         let profiles = &mut self.profiles;
-        for (path, token) in [
-            (&profiles.token_file, &mut profiles.token),
-            (&profiles.client_token_file, &mut profiles.client_token),
+        for (name, path, token) in [
+            (
+                "profiles.token_file",
+                &profiles.token_file,
+                &mut profiles.token,
+            ),
+            (
+                "profiles.client_token_file",
+                &profiles.client_token_file,
+                &mut profiles.client_token,
+            ),
         ] {
             if let Some(path) = path {
-                let read = profiles::Secret::new(&read_secret(path)?);
-                *token = Some(read.ok_or_else(|| wrong(path, TOKEN_RULE))?);
+                let read = profiles::Secret::new(&read(name, name, path)?);
+                let read = read.ok_or_else(|| wrong(name, name, path, TOKEN_RULE.into()));
+                *token = Some(read?);
             }
         }
-        let webhooks = self.webhook.iter_mut();
-        let shared = webhooks.map(|webhook| (&webhook.secret_file, &mut webhook.secret));
-        let receiver = (&self.receiver.secret_file, &mut self.receiver.secret);
-        for (path, secret) in shared.chain([receiver]) {
+        let webhooks = self.webhook.iter_mut().enumerate();
+        let shared = webhooks.map(|(index, webhook)| {
+            let at = format!("webhook.{index}.secret_file");
+            let (path, secret) = (&webhook.secret_file, &mut webhook.secret);
+            (at, "webhook.secret_file", path, secret)
+        });
+        let name = "receiver.secret_file";
+        let (path, secret) = (&self.receiver.secret_file, &mut self.receiver.secret);
+        for (at, name, path, secret) in shared.chain([(name.to_owned(), name, path, secret)]) {
             if !path.as_os_str().is_empty() {
-                let read = SharedSecret::new(read_secret(path)?);
-                *secret = Some(read.ok_or_else(|| wrong(path, "the secret is empty"))?);
+                let read = SharedSecret::new(read(&at, name, path)?);
+                let read = read.ok_or_else(|| wrong(&at, name, path, "the secret is empty".into()));
+                *secret = Some(read?);
             }
         }
         Ok(())
     }
 
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Broken> {
         let (ingest, queue) = (&self.ingest, &self.queue);
         let (segment, retry) = (&self.segment, &self.retry);
         let least_body = EVENT_BYTES_MAX + 1024;
         let tls = ingest.tls.as_ref();
         let oauth = segment.oauth.as_ref();
         let profiles = &self.profiles;
-        let rules: [(bool, &'static str, String); 19] = [
+        let rules: [(bool, &'static str, String); 20] = [
             (
                 !self.data_dir.as_os_str().is_empty(),
                 "data_dir",
@@ -370,9 +443,14 @@ impl Config {
                 "must not be empty where segment.oauth is given".into(),
             ),
             (
-                !retry.base.is_zero() && retry.base <= retry.max && !retry.hold_probe.is_zero(),
-                "retry",
-                "needs base above 0 and not above max, and hold_probe above 0".into(),
+                !retry.base.is_zero() && retry.base <= retry.max,
+                "retry.base",
+                "must be above 0 and not above retry.max".into(),
+            ),
+            (
+                !retry.hold_probe.is_zero(),
+                "retry.hold_probe",
+                "must not be 0".into(),
             ),
             (
                 !profiles.timeout.is_zero(),
@@ -394,18 +472,22 @@ impl Config {
             ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, key, rule)) => Err(Error::Range { key, rule }),
+            Some((_, key, rule)) => Err(Broken {
+                at: key.into(),
+                key,
+                rule,
+            }),
             None => self.check_webhooks(),
         }
     }
 
-    fn check_webhooks(&self) -> Result<(), Error> {
+    fn check_webhooks(&self) -> Result<(), Broken> {
         let (mut names, mut urls_of_all) = (HashSet::new(), 0);
         let is_own = |url: &WebhookUrl| {
             let mut own = self.ingest.tcp_addresses();
             own.any(|address| url.leads_to(address))
         };
-        for webhook in &self.webhook {
+        for (index, webhook) in self.webhook.iter().enumerate() {
             let (name, urls) = (&webhook.name, &webhook.urls);
             let distinct: HashSet<_> = urls.iter().map(WebhookUrl::expose).collect();
             urls_of_all += urls.len();
@@ -424,41 +506,49 @@ impl Config {
             } else {
                 continue;
             };
-            let key = "webhook";
-            return Err(Error::Range { key, rule });
+            return Err(Broken {
+                at: format!("webhook.{index}"),
+                key: "webhook",
+                rule,
+            });
         }
         Ok(())
     }
 }
 
-/// What a file holds, without the white space around it.
-fn read_secret(path: &Path) -> Result<String, Error> {
-    let content = fs::read_to_string(path).map_err(|error| Error::Unreadable {
-        path: path.to_owned(),
-        error,
-    })?;
-    Ok(content.trim().to_owned())
+/// A rule that a setting breaks.
+struct Broken {
+    /// The setting with the number of its webhook, where it has one.
+    at: String,
+    key: &'static str,
+    rule: String,
 }
 
-fn read_file(path: &Path) -> Result<Table, Error> {
+fn read_file(path: &Path) -> Result<(Table, Sources), Error> {
     let text = fs::read_to_string(path).map_err(|error| Error::Unreadable {
         path: path.to_owned(),
         error,
     })?;
     let wrong = |e: toml::de::Error| Error::File {
         path: path.to_owned(),
-        line: e
-            .span()
-            .map(|span| text[..span.start].matches('\n').count() + 1),
+        line: e.span().map(|span| line_of(&text, span.start)),
         message: e.message().to_owned(),
     };
     // Only here, while the text is at hand, can an error name its line.
     toml::from_str::<Config>(&text).map_err(wrong)?;
-    text.parse::<Table>().map_err(wrong)
+    let table = text.parse::<Table>().map_err(wrong)?;
+    Ok((table, Sources::of_file(path, &text)))
+}
+
+/// The line, from 1, of the byte at `offset`.
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset].matches('\n').count() + 1
 }
 
 /// What begins as the daemon's variables do and is meant for others, who may hand it on to the daemon: the tests, which start one.
 const OF_TESTS: [&str; 2] = ["BACKLOG_EVENTS", "REQUIRE_CLIENTS"];
+/// Or for other commands: the write key of an import.
+const OF_COMMANDS: [&str; 1] = ["WRITE_KEY"];
 /// And, where a service is called segspool, what Kubernetes and Docker tell of its addresses.
 const OF_SERVICES: [&str; 3] = ["PORT", "SERVICE_HOST", "SERVICE_PORT"];
 /// What cannot be said by a variable.
@@ -471,7 +561,9 @@ fn is_of_others(key: &str) -> bool {
         let rest = key.strip_prefix(name);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
-    OF_TESTS.contains(&key) || OF_SERVICES.iter().any(|name| is_of_service(name))
+    OF_TESTS.contains(&key)
+        || OF_COMMANDS.contains(&key)
+        || OF_SERVICES.iter().any(|name| is_of_service(name))
 }
 
 /// The table with one key replaced. A value is read as TOML where that fits, else as a string.

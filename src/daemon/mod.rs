@@ -102,6 +102,17 @@ pub fn run(config: Config, load: Load) -> Result<(), Error> {
     result
 }
 
+/// Finds what would keep [`run`] from starting, as far as that shows without listening or writing anywhere.
+///
+/// # Errors
+/// A certificate, a key, an endpoint or a group cannot be used.
+pub fn check(config: &Config) -> Result<(), Error> {
+    config.ingest.check().map_err(Error::Bind)?;
+    config.deliver().check().map_err(Error::Setup)?;
+    Profiles::new(&config.profiles, Arc::default()).map_err(Error::Profiles)?;
+    Ok(())
+}
+
 async fn live(
     mut config: Config,
     load: Load,

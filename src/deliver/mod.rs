@@ -57,6 +57,16 @@ pub struct Config {
     pub webhooks: Vec<WebhookConfig>,
 }
 
+impl Config {
+    /// Whether delivery could begin with it.
+    ///
+    /// # Errors
+    /// As for [`Deliver::new`].
+    pub fn check(&self) -> Result<(), SetupError> {
+        Settings::new(self).map(|_| ())
+    }
+}
+
 /// A webhook, as far as delivery knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookConfig {

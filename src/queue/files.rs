@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 ///
 /// # Errors
 /// Any I/O error; the old file is then still in place.
-pub(super) fn save<T: Serialize>(path: &Path, what: &str, body: &T) -> io::Result<()> {
+pub(crate) fn save<T: Serialize>(path: &Path, what: &str, body: &T) -> io::Result<()> {
     let body = serde_json::to_vec(body)?;
     let unfinished = unfinished(path);
     let mut file = OpenOptions::new()
@@ -36,7 +36,7 @@ pub(super) fn save<T: Serialize>(path: &Path, what: &str, body: &T) -> io::Resul
 ///
 /// # Errors
 /// `InvalidData` for a file that is not what [`save`] wrote; any other I/O error as it came.
-pub(super) fn load<T: DeserializeOwned>(path: &Path, what: &str) -> io::Result<Option<T>> {
+pub(crate) fn load<T: DeserializeOwned>(path: &Path, what: &str) -> io::Result<Option<T>> {
     let content = match fs::read(path) {
         Ok(content) => content,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -75,7 +75,7 @@ pub(super) fn sync(path: &Path) -> io::Result<()> {
 }
 
 /// Syncs the directory that holds the name `path`.
-pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync)
 }
 

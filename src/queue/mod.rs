@@ -40,7 +40,7 @@ mod writer;
 mod dead_letters;
 mod exam;
 
-mod files;
+pub(crate) mod files;
 mod layout;
 
 use std::fmt;

@@ -112,6 +112,30 @@ impl IngestConfig {
         });
         listen.chain(self.tls.as_ref().map(|tls| tls.listen))
     }
+
+    /// Whether what it names is there: the certificate and the group of the sockets.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn check(&self) -> Result<(), BindError> {
+        if let Some(tls) = &self.tls {
+            tls.check().map_err(BindError::Tls)?;
+        }
+        let socket = self
+            .listen
+            .iter()
+            .find(|address| matches!(address, Address::Unix(_)));
+        match (socket, &self.socket_group) {
+            (Some(address), Some(group)) => match unix_socket::group_id(group) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(BindError::Listen {
+                    address: address.clone(),
+                    error,
+                }),
+            },
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for IngestConfig {

@@ -207,7 +207,8 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         Error::Body(BodyError::Slow) => (StatusCode::REQUEST_TIMEOUT, "body_too_slow", None),
         Error::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", None),
         Error::Parameter(_) => (StatusCode::BAD_REQUEST, "invalid_parameter", None),
-        Error::NoSuch(_) => (StatusCode::NOT_FOUND, "not_found", None),
+        // Not as a path that is none: who asks can tell a wrong id from a wrong address.
+        Error::NoSuch(_) => (StatusCode::NOT_FOUND, "no_such", None),
         Error::DeadLetters(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "storage_fault",

@@ -59,6 +59,16 @@ impl Default for TlsConfig {
     }
 }
 
+impl TlsConfig {
+    /// Whether a given pair can be used. One that is made at the start is not made here.
+    pub(super) fn check(&self) -> Result<(), TlsError> {
+        match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Pair::read(cert, key)?.server().map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A certificate or key that cannot be used. Completes "failed to set TLS up: …".
 #[derive(Debug)]
 pub struct TlsError {

@@ -109,7 +109,7 @@ async fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-fn group_id(name: &str) -> io::Result<u32> {
+pub(super) fn group_id(name: &str) -> io::Result<u32> {
     uzers::get_group_by_name(name)
         .map(|group| group.gid())
         .ok_or_else(|| {

@@ -133,7 +133,7 @@ async fn what_keeps_it_from_starting_is_said_with_an_exit_code() {
         ),
         (
             vec![("SEGSPOOL_DATA_DIR", "/proc/nowhere")],
-            74,
+            73,
             "failed to open the spool in /proc/nowhere: ",
         ),
         (
