@@ -140,6 +140,11 @@ impl Admin {
         Ok(())
     }
 
+    /// Asks for what goes on for as long as somebody reads.
+    pub(super) async fn open(&self, path: &str) -> Result<Response, Failure> {
+        self.send(Method::GET, path).await
+    }
+
     async fn send(&self, method: Method, path: &str) -> Result<Response, Failure> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some(token) = &self.token {

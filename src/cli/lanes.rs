@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use comfy_table::Table;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,11 @@ async fn hand(admin: &Admin, id: &str, hand: &str) -> Result<ExitCode, Failure> 
 }
 
 fn show(lanes: &[LaneSnapshot]) -> Result<(), Failure> {
+    print(&in_table(lanes).to_string())
+}
+
+/// The lanes, a line each.
+pub(super) fn in_table(lanes: &[LaneSnapshot]) -> Table {
     let mut table = table([
         "ID",
         "DESTINATION",
@@ -79,17 +85,15 @@ fn show(lanes: &[LaneSnapshot]) -> Result<(), Failure> {
         "WHY",
     ]);
     for lane in lanes {
-        // A word of the snapshot's own.
-        let state = serde_json::to_value(lane.state).unwrap_or_default();
         table.add_row([
             lane.id.clone(),
             lane.destination.clone(),
             lane.key.clone(),
-            state.as_str().unwrap_or_default().to_owned(),
+            lane.state.name().to_owned(),
             lane.events.to_string(),
             lane.delivered_events.to_string(),
             lane.reason.clone().unwrap_or_default(),
         ]);
     }
-    print(&table.to_string())
+    table
 }

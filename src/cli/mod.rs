@@ -6,12 +6,15 @@ mod completions;
 mod dead_letters;
 mod demo;
 mod doctor;
+mod events;
 mod import;
 mod lanes;
 mod man;
 mod profile;
 mod serve;
 mod stand_in;
+mod stats;
+mod tail;
 
 use std::process::ExitCode;
 
@@ -51,6 +54,12 @@ enum Command {
     Import(import::Args),
     /// Print what Segment knows of a user
     Profile(profile::Args),
+    /// Show what came, what waits and what went
+    Stats(stats::Args),
+    /// Show events as they are accepted, delivered, refused and rejected
+    ///
+    /// A sample of at most 100 a second. Payloads are not shown.
+    Tail(tail::Args),
     /// Look at a stopped spool: what waits, and what is damaged
     Doctor(doctor::Args),
     /// Watch it lose nothing while Segment goes down and the relay is killed
@@ -121,6 +130,8 @@ pub fn main() -> ExitCode {
         Command::Lanes(args) => lanes::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Tail(args) => tail::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::StandIn(args) => stand_in::run(&args),

@@ -28,6 +28,21 @@ pub enum LaneState {
     Paused,
 }
 
+impl LaneState {
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            LaneState::Idle => "idle",
+            LaneState::Sending => "sending",
+            LaneState::BackingOff => "backing_off",
+            LaneState::RateLimited => "rate_limited",
+            LaneState::Held => "held",
+            LaneState::Paused => "paused",
+        }
+    }
+}
+
 /// The counters of one lane, and its state.
 #[derive(Debug, Default)]
 pub struct LaneStats {

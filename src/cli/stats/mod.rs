@@ -1,0 +1,50 @@
+//! `segspool stats`: what came, what waits and what went, once or live.
+
+mod view;
+mod watch;
+
+use std::process::ExitCode;
+
+use reqwest::Method;
+
+use super::admin::{self, Admin, AdminArgs, Failure, print, print_json, table};
+use super::lanes;
+use crate::stats::Snapshot;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Live, until q or Ctrl-C is pressed
+    #[arg(long, short)]
+    watch: bool,
+    /// As JSON: the body of GET /stats
+    #[arg(long, conflicts_with = "watch")]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    admin::run(&args.admin, async |admin| match (args.watch, args.json) {
+        (true, _) => watch::watch(&admin).await,
+        (false, json) => once(&admin, json).await,
+    })
+}
+
+async fn once(admin: &Admin, json: bool) -> Result<ExitCode, Failure> {
+    if json {
+        // As the daemon says it, members of later versions included.
+        let snapshot: serde_json::Value = admin.ask(Method::GET, "/stats").await?;
+        print_json(&snapshot)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let snapshot: Snapshot = admin.ask(Method::GET, "/stats").await?;
+    let mut facts = table(["", ""]);
+    for (what, fact) in view::facts(&snapshot) {
+        facts.add_row([what.to_owned(), fact]);
+    }
+    print(facts.to_string().trim_start_matches('\n').trim_start())?;
+    if !snapshot.lanes.is_empty() {
+        print(&format!("\n{}", lanes::in_table(&snapshot.lanes)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,169 @@
+//! A snapshot in words. Pure.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use indicatif::{HumanCount, HumanDuration};
+
+use crate::stats::{LaneSnapshot, LaneState, Snapshot};
+
+/// What there is to say of a daemon as a whole, the most pressing first.
+pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
+    let Snapshot {
+        ingest,
+        queue,
+        delivery,
+        dead_letters,
+        ..
+    } = snapshot;
+    let mut facts = vec![
+        (
+            "daemon",
+            format!(
+                "segspool {}, {}, up {}; a 200 means {}",
+                snapshot.version,
+                snapshot.state,
+                for_seconds(snapshot.uptime_seconds),
+                snapshot.durability,
+            ),
+        ),
+        (
+            "accepted",
+            format!(
+                "{} events, {:.1}/s now, {:.1}/s over 5 min",
+                HumanCount(ingest.accepted_events),
+                ingest.events_per_second,
+                ingest.events_per_second_5m,
+            ),
+        ),
+        (
+            "waiting",
+            format!(
+                "{} events ({}), the oldest for {}",
+                HumanCount(queue.events),
+                ByteSize(queue.bytes),
+                for_seconds(queue.oldest_age_seconds),
+            ),
+        ),
+        (
+            "delivered",
+            format!(
+                "{} events in {} calls, {:.1}/s now, {:.1}/s over 5 min, {} retries",
+                HumanCount(delivery.events),
+                HumanCount(delivery.batches),
+                delivery.events_per_second,
+                delivery.events_per_second_5m,
+                HumanCount(delivery.retries),
+            ),
+        ),
+        ("done", done(snapshot)),
+        (
+            "disk",
+            format!(
+                "{} of {} in {} volumes; {} free",
+                ByteSize(queue.disk_bytes),
+                ByteSize(queue.max_bytes),
+                queue.volumes,
+                ByteSize(queue.free_disk_bytes),
+            ),
+        ),
+        (
+            "dead letters",
+            format!(
+                "{} ({})",
+                HumanCount(dead_letters.events),
+                ByteSize(dead_letters.bytes)
+            ),
+        ),
+    ];
+    for (what, count, meaning) in [
+        (
+            "rejected",
+            ingest.rejected_events,
+            "events that can never be accepted",
+        ),
+        (
+            "refused",
+            ingest.refused_requests,
+            "requests that may be accepted later",
+        ),
+        (
+            "dropped",
+            queue.dropped_events,
+            "events, by a rule of the configuration",
+        ),
+        (
+            "LOST",
+            queue.lost_events,
+            "events that the disk did not give back",
+        ),
+        (
+            "QUARANTINE",
+            queue.quarantined_volumes,
+            "volumes that cannot be read",
+        ),
+    ] {
+        if count > 0 {
+            facts.push((what, format!("{} {meaning}", HumanCount(count))));
+        }
+    }
+    facts
+}
+
+/// When all will be delivered, or what stands against it.
+fn done(snapshot: &Snapshot) -> String {
+    let stuck = |lane: &&LaneSnapshot| {
+        lane.events > 0 && matches!(lane.state, LaneState::Held | LaneState::Paused)
+    };
+    let stuck = snapshot.lanes.iter().filter(stuck).count();
+    match (snapshot.delivery.drain_eta_seconds, snapshot.queue.events) {
+        (_, 0) => "nothing waits".to_owned(),
+        (Some(seconds), _) => format!("in {}", for_seconds(seconds)),
+        (None, _) if stuck > 0 => {
+            format!("not until somebody acts: {stuck} lanes are held or paused")
+        }
+        (None, _) => "not in sight: no less waits than ten seconds ago".to_owned(),
+    }
+}
+
+/// `2 minutes`
+pub(super) fn for_seconds(seconds: f64) -> String {
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    HumanDuration(duration).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_when_all_is_done_or_why_not() {
+        let lane = |state| LaneSnapshot {
+            events: 5,
+            state,
+            ..LaneSnapshot::default()
+        };
+        for (events, eta, state, expected) in [
+            (0, None, LaneState::Idle, "nothing waits"),
+            (5, Some(120.0), LaneState::Sending, "in 2 minutes"),
+            (
+                5,
+                None,
+                LaneState::Held,
+                "not until somebody acts: 1 lanes are held or paused",
+            ),
+            (
+                5,
+                None,
+                LaneState::BackingOff,
+                "not in sight: no less waits than ten seconds ago",
+            ),
+        ] {
+            let mut snapshot = Snapshot::default();
+            snapshot.queue.events = events;
+            snapshot.delivery.drain_eta_seconds = eta;
+            snapshot.lanes = vec![lane(state)];
+            assert_eq!(done(&snapshot), expected);
+        }
+    }
+}
