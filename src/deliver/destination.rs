@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::request::{Answer, Hook};
 use super::{Context, Settings, WEBHOOK_MAX_AGE};
 use crate::batch::{Batch, Envelope, Limits};
-use crate::ingest::WEBHOOK;
+use crate::ingest::{SEGMENT, WEBHOOK};
 use crate::queue::LaneName;
 
 /// Calls to one URL under way.
@@ -52,6 +52,14 @@ impl Destination {
             settings: Arc::clone(settings),
             name: name.clone(),
             kind,
+        }
+    }
+
+    /// What its kind is called.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match &self.kind {
+            Kind::Segment(_) => SEGMENT,
+            Kind::Webhook(_) => WEBHOOK,
         }
     }
 

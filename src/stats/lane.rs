@@ -27,6 +27,31 @@ pub enum LaneState {
     Paused,
 }
 
+impl LaneState {
+    /// All of them.
+    pub const ALL: [LaneState; 6] = [
+        LaneState::Idle,
+        LaneState::Sending,
+        LaneState::BackingOff,
+        LaneState::RateLimited,
+        LaneState::Held,
+        LaneState::Paused,
+    ];
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            LaneState::Idle => "idle",
+            LaneState::Sending => "sending",
+            LaneState::BackingOff => "backing_off",
+            LaneState::RateLimited => "rate_limited",
+            LaneState::Held => "held",
+            LaneState::Paused => "paused",
+        }
+    }
+}
+
 /// The counters of one lane, and its state.
 #[derive(Debug, Default)]
 pub struct LaneStats {
@@ -169,6 +194,8 @@ impl LaneStats {
             accepted_events: self.accepted_events.get(),
             delivered_events: self.delivered_events.get(),
             delivered_batches: batches,
+            delivered_bytes: self.delivered_bytes.get(),
+            retries: self.retries.get(),
             mean_batch_bytes: self.delivered_bytes.get().checked_div(batches).unwrap_or(0),
             dead_letter_events: self.dead_letter_events.get(),
             last_status: live.last_status,
