@@ -1,7 +1,9 @@
-//! What monitoring reads: the metrics in both formats.
+//! What monitoring reads: the metrics in both formats, the alerts and the dashboard made of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use segspool::stand_in::{Answer, Match, Rule};
@@ -162,6 +164,61 @@ async fn promtool_finds_nothing_wrong_with_the_metrics() {
         let output = promtool(&["check", "metrics"], &broken).expect("it was there");
         assert!(!output.status.success());
     }
+}
+
+#[test]
+fn the_alerts_are_sound_and_do_what_their_tests_say() {
+    let rules = packaging().join("prometheus/segspool.rules.yml");
+    let tests = packaging().join("prometheus/segspool.rules.test.yml");
+    for (arguments, file) in [(["check", "rules"], &rules), (["test", "rules"], &tests)] {
+        let file = file.to_str().expect("text");
+        let Some(output) = promtool(&[&arguments[..], &[file]].concat(), "") else {
+            return;
+        };
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_and_dashboard_name_only_metrics_that_there_are() {
+    let text = scraped().await.text;
+    let shown: BTreeSet<_> = series(&text).into_keys().collect();
+    let shown: BTreeSet<_> = shown.iter().map(|s| s.split('{').next()).collect();
+    for (file, at_least) in [
+        ("prometheus/segspool.rules.yml", 6),
+        ("prometheus/segspool.rules.test.yml", 6),
+        ("grafana/segspool.json", 15),
+    ] {
+        let used = fs::read_to_string(packaging().join(file)).expect(file);
+        let words = used.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let used: BTreeSet<_> = words.filter(|word| word.starts_with("segspool_")).collect();
+        assert!(used.len() >= at_least, "{file}: {used:?}");
+        for metric in used {
+            assert!(shown.contains(&Some(metric)), "{file}: {metric}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_is_one_that_grafana_reads() {
+    let file = packaging().join("grafana/segspool.json");
+    let dashboard = fs::read_to_string(file).expect("the dashboard");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64()).collect();
+    assert_eq!(ids.len(), panels.len(), "an id of its own for each");
+    for panel in panels {
+        let targets = panel["targets"].as_array().expect("targets");
+        assert!(!targets.is_empty(), "{}", panel["title"]);
+        let place = |of: &str| panel["gridPos"][of].as_u64().expect("a number");
+        assert!(place("x") + place("w") <= 24, "{}", panel["title"]);
+    }
+}
+
+fn packaging() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")
 }
 
 /// Has Prometheus' own tool check something; none where it is not installed, which is said.
