@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::request::{Answer, Hook};
 use super::{Context, Settings, WEBHOOK_MAX_AGE, WebhookConfig};
 use crate::batch::{Batch, Envelope, Limits};
+use crate::ingest::SEGMENT;
 use crate::queue::{LaneName, WEBHOOK};
 
 /// Calls to one URL under way.
@@ -66,6 +67,14 @@ impl Destination {
             settings: Arc::clone(settings),
             name: name.clone(),
             kind,
+        }
+    }
+
+    /// What its kind is called.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match &self.kind {
+            Kind::Segment(_) => SEGMENT,
+            Kind::Webhook(_) => WEBHOOK,
         }
     }
 

@@ -46,6 +46,7 @@ struct Called {
     body_bytes: usize,
     /// What is told of the events, should they be delivered.
     sightings: Vec<Sighting>,
+    took: Duration,
     answer: Answer,
 }
 
@@ -399,12 +400,14 @@ impl LaneLoop {
         Box::pin(async move {
             let _slot = slot;
             let body_bytes = destination.body_bytes(&batch);
+            let begun = Instant::now();
             let answer = destination.call(batch, portion.attempts).await;
             Called {
                 portion,
                 events,
                 body_bytes,
                 sightings,
+                took: begun.elapsed(),
                 answer,
             }
         })
@@ -418,6 +421,7 @@ impl LaneLoop {
             events,
             body_bytes,
             sightings,
+            took,
             answer,
         } = called;
         let (status, error) = match &answer {
@@ -437,6 +441,10 @@ impl LaneLoop {
         let put_off = matches!(verdict, Verdict::Retry { after: Some(_) });
         if !put_off && !matches!(answer, Answer::Unsent { .. }) {
             portion.attempts += 1;
+        }
+        if !matches!(answer, Answer::Unsent { .. }) {
+            let destination = self.destination.kind_name();
+            self.context.stats.called(destination, took);
         }
         if verdict != Verdict::Delivered {
             self.stats.failed(status, &error);

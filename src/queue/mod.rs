@@ -32,6 +32,7 @@ mod name;
 mod unsettled;
 
 mod capacity;
+mod commits;
 mod keeper;
 mod reader;
 mod recovery;
@@ -55,6 +56,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info};
 
+pub use commits::CommitTimes;
 pub use dead_letters::{
     BuryError, DeadLetter, DeadLetters, Filter, Group, LetterId, LettersExam, NotALetterId,
     Portion, Present, Unavailable,
@@ -70,6 +72,7 @@ pub use record::Run;
 pub use store::Barrier;
 
 use capacity::Capacity;
+use commits::Commits;
 use cursors::{Cursors, SavedCursors};
 use keeper::KeeperHandle;
 use lanes::Lanes;
@@ -209,6 +212,7 @@ struct Shared {
     orders: mpsc::Sender<Order>,
     keeper: KeeperHandle,
     pulse: Pulse,
+    commits: Commits,
     opened: Instant,
     threads: Mutex<Option<Threads>>,
     ended: watch::Sender<bool>,
@@ -302,6 +306,7 @@ impl Queue {
             orders,
             keeper: KeeperHandle::default(),
             pulse: Pulse::default(),
+            commits: Commits::default(),
             opened: Instant::now(),
             threads: Mutex::default(),
             ended: watch::Sender::new(false),
@@ -444,6 +449,12 @@ impl Queue {
                 .elapsed()
                 .saturating_sub(Duration::from_millis(since)),
         }
+    }
+
+    /// How long commits to disk took.
+    #[must_use]
+    pub fn commit_times(&self) -> CommitTimes {
+        self.shared.commits.times()
     }
 
     /// Events accepted and not settled, over all lanes.

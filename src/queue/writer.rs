@@ -232,7 +232,14 @@ impl Writer {
     }
 
     fn commit(&mut self, packed: &[Packed]) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
         let active = self.active()?;
+        let commit = |store: &Store, changes| {
+            let begun = Instant::now();
+            store.commit(changes)?;
+            shared.commits.add(begun.elapsed());
+            Ok::<_, StoreError>(())
+        };
         let mut changes = Changes::default();
         let mut named = BTreeMap::new();
         for record in packed {
@@ -248,11 +255,11 @@ impl Writer {
                 &record.frame,
             );
             if changes.bytes() >= COMMIT_BYTES {
-                active.store.commit(std::mem::take(&mut changes))?;
+                commit(&active.store, std::mem::take(&mut changes))?;
             }
         }
         if changes.bytes() > 0 {
-            active.store.commit(changes)?;
+            commit(&active.store, changes)?;
         }
         if active.volume.is_quarantined() {
             return Err(StoreError::Corrupt("a reader could not read it".into()));

@@ -343,6 +343,7 @@ impl Server {
             token: self.token,
             spade: Arc::default(),
             watch: Arc::default(),
+            metrics: Arc::default(),
             stats,
             phase: phase.clone(),
             guard: self.guard.subscribe(),

@@ -23,6 +23,7 @@ use super::body::BodyError;
 use super::guard::Foreign;
 use crate::ingest::{Accepted, Refusal};
 use crate::queue::{AppendError, Unavailable};
+use crate::stats::Format;
 
 /// A reply.
 pub(super) type Reply = Response<Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>>;
@@ -258,7 +259,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         }
         Error::NotFound => {
             "there is no such path; events go to /v1/batch, /v1/track and their like on an ingest address, and \
-             /stats, /tail, /lanes and /dead-letters are on the admin address"
+             /stats, /metrics, /tail, /lanes and /dead-letters are on the admin address"
                 .into()
         }
         Error::Method { allowed } => format!("this path takes {allowed}"),
@@ -337,6 +338,15 @@ pub(super) fn stream(
     reply
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// The metrics.
+pub(super) fn metrics(format: Format, shown: String) -> Reply {
+    let mut reply = with_type(StatusCode::OK, format.content_type(), shown.into());
+    reply
+        .headers_mut()
+        .insert(VARY, HeaderValue::from_static("Accept"));
     reply
 }
 

@@ -29,6 +29,16 @@ pub enum LaneState {
 }
 
 impl LaneState {
+    /// All of them.
+    pub const ALL: [LaneState; 6] = [
+        LaneState::Idle,
+        LaneState::Sending,
+        LaneState::BackingOff,
+        LaneState::RateLimited,
+        LaneState::Held,
+        LaneState::Paused,
+    ];
+
     /// What it is called.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -193,6 +203,8 @@ impl LaneStats {
             accepted_events: self.accepted_events.get(),
             delivered_events: self.delivered_events.get(),
             delivered_batches: batches,
+            delivered_bytes: self.delivered_bytes.get(),
+            retries: self.retries.get(),
             mean_batch_bytes: self.delivered_bytes.get().checked_div(batches).unwrap_or(0),
             dead_letter_events: self.dead_letter_events.get(),
             dropped_events: self.dropped_events.get(),

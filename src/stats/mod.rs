@@ -4,18 +4,24 @@
 //! lane is doing. At any quiet moment, per lane: accepted + recovered = delivered + dead letters + dropped + lost + queued
 //! ([`Conservation`]). Nothing here holds a write key, a token or a payload.
 
+mod histogram;
 mod history;
 mod lane;
+mod metrics;
 mod snapshot;
 mod tail;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+pub use histogram::Durations;
 pub use history::Rates;
 pub use lane::{LaneState, LaneStats};
+pub use metrics::{Format, LANES_NAMED_MAX, Metrics, Readings};
 pub use snapshot::{
     Conservation, DeadLettersSnapshot, DeliverySnapshot, History, IngestSnapshot, LaneSnapshot,
     Point, ProfilesSnapshot, QueueSnapshot, Snapshot,
@@ -24,7 +30,14 @@ pub use tail::{
     LOOKS_A_SECOND_MAX, Label, Listening, Sighting, Source, TOLD_A_SECOND_MAX, Tail, Wanted, What,
 };
 
+use histogram::Histogram;
 use history::{Flow, Recent};
+
+/// Upper bounds of how long calls take, in seconds. Segment answers in a few hundredths; `segment.timeout` is 10 s, unless the operator
+/// says otherwise.
+const CALL_BOUNDS: [f64; 12] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 
 /// A count that only grows.
 #[derive(Debug, Default)]
@@ -74,6 +87,8 @@ impl ProfileStats {
 pub struct Stats {
     /// When the process began.
     pub started: Instant,
+    /// The same by the clock on the wall.
+    pub started_at: Timestamp,
     /// Requests that reached an ingest route.
     pub requests: Counter,
     /// Events answered 200 on their way to Segment. A webhook's copies count in its lanes alone.
@@ -95,6 +110,8 @@ pub struct Stats {
     /// Where single events are told of.
     pub tail: Tail,
     recent: Recent,
+    /// By the kind of destination, of which there are few.
+    calls: Mutex<BTreeMap<&'static str, Histogram>>,
     lanes: Mutex<BTreeMap<String, Arc<LaneStats>>>,
 }
 
@@ -102,6 +119,7 @@ impl Default for Stats {
     fn default() -> Stats {
         Stats {
             started: Instant::now(),
+            started_at: Timestamp::now(),
             requests: Counter::default(),
             accepted_events: Counter::default(),
             accepted_bytes: Counter::default(),
@@ -113,6 +131,7 @@ impl Default for Stats {
             profiles: ProfileStats::default(),
             tail: Tail::default(),
             recent: Recent::default(),
+            calls: Mutex::default(),
             lanes: Mutex::default(),
         }
     }
@@ -159,6 +178,25 @@ impl Stats {
             buried: events,
             ..Flow::default()
         });
+    }
+
+    /// Counts how long a call to a kind of destination took, whatever came of it.
+    pub fn called(&self, destination: &'static str, took: Duration) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let histogram = calls
+            .entry(destination)
+            .or_insert_with(|| Histogram::new(&CALL_BOUNDS));
+        histogram.add(took);
+    }
+
+    /// How long calls took, by the kind of destination.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<&'static str, Durations> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let durations = calls.iter();
+        durations
+            .map(|(destination, histogram)| (*destination, histogram.durations()))
+            .collect()
     }
 
     fn happened(&self, flow: Flow) {

@@ -189,8 +189,14 @@ pub struct LaneSnapshot {
     pub delivered_events: u64,
     /// Calls the destination took.
     pub delivered_batches: u64,
+    /// The bodies of these calls, in bytes.
+    #[serde(default)]
+    pub delivered_bytes: u64,
     /// Their mean body, in bytes.
     pub mean_batch_bytes: u64,
+    /// Calls that were repeated.
+    #[serde(default)]
+    pub retries: u64,
     /// Events the destination refused for good.
     pub dead_letter_events: u64,
     /// Events dropped by a policy the operator turned on.

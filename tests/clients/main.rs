@@ -12,7 +12,6 @@ mod rust;
 mod support;
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use compare::{compare, lines};
 use jiff::Timestamp;
 use segspool::stand_in::StandIn;
 use serde_json::Value;
-use support::{Relay, segment, spool, within};
+use support::{Relay, segment, skip, spool, within};
 use tempfile::TempDir;
 
 const WRITE_KEY: &str = "clients-test-key";
@@ -282,14 +281,6 @@ impl Language {
 
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
-}
-
-fn skip(client: &str, remedy: &str) {
-    let required = std::env::var_os("SEGSPOOL_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
-    assert!(!required, "{client}: {remedy}");
-    // Not eprintln!: the test passes, and what passing tests print is not shown.
-    let mut stderr = io::stderr();
-    let _unheard = writeln!(stderr, "SKIPPED: {client}: {remedy}");
 }
 
 /// A child process that does not outlive its test.

@@ -30,6 +30,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/cli/",
         ],
     ),
+    ("prometheus", &["src/stats/metrics/"]),
     ("rcgen", &["src/server/tls.rs"]),
     ("tokio_rustls", &["src/server/tls.rs"]),
     ("httparse", &["src/server/connection.rs"]),

@@ -19,6 +19,7 @@ mod invariants;
 mod lanes;
 mod life;
 mod listeners;
+mod metrics;
 mod network;
 mod oauth;
 mod outages;

@@ -293,6 +293,15 @@ pub(crate) async fn segment() -> StandIn {
     StandIn::start(options).await.expect("a free port")
 }
 
+/// Says that a test is skipped for want of `what`, unless it must not be: `SEGSPOOL_REQUIRE_CLIENTS=1`.
+pub(crate) fn skip(what: &str, remedy: &str) {
+    let required = std::env::var_os("SEGSPOOL_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
+    assert!(!required, "{what}: {remedy}");
+    // Not eprintln!: the test passes, and what passing tests print is not shown.
+    let mut stderr = std::io::stderr();
+    let _unheard = writeln!(stderr, "SKIPPED: {what}: {remedy}");
+}
+
 /// A place for a spool.
 pub(crate) fn spool() -> TempDir {
     tempfile::tempdir().expect("a temporary directory")

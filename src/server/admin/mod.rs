@@ -5,6 +5,7 @@
 //! | `GET /stats` | the snapshot |
 //! | `GET /stats/stream` | the last ten minutes, and the snapshot every second |
 //! | `GET /tail` | each event as something happens to it |
+//! | `GET /metrics` | the same numbers for monitoring, as OpenMetrics or Prometheus text |
 //! | `GET /healthz` | 200 while the writer makes progress, else 503 |
 //! | `GET /readyz` | 200 while events are accepted, else 503 |
 //! | `GET /lanes` | the lanes of the snapshot |
@@ -19,6 +20,7 @@
 
 mod dead_letters;
 mod letter_view;
+mod metrics;
 mod query;
 mod stats;
 mod token;
@@ -40,7 +42,7 @@ use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use crate::ingest::Ingest;
 use crate::queue::{LaneId, Queue};
-use crate::stats::Stats;
+use crate::stats::{Metrics, Stats};
 
 pub use letter_view::LetterView;
 pub use token::AdminToken;
@@ -62,6 +64,7 @@ pub(super) struct AdminListener {
     /// Held by whoever replays or purges dead letters: one at a time.
     pub(super) spade: Arc<Mutex<()>>,
     pub(super) watch: Arc<Watch>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Service for AdminListener {
@@ -102,6 +105,7 @@ impl AdminListener {
                 reads()?;
                 self.stats_stream()
             }
+            ["metrics"] => reads().map(|()| self.metrics(&head.headers)),
             ["tail"] => {
                 reads()?;
                 self.tail(query)
