@@ -28,6 +28,7 @@ mod profiles;
 mod reload;
 mod stats;
 mod tail;
+mod terminal;
 mod trace;
 mod verdicts;
 mod webhook_trouble;

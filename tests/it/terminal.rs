@@ -1,0 +1,236 @@
+//! What an operator sees in a terminal: `segspool stats`, live in tmux as well, and `segspool tail`.
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
+
+use crate::dead_letters::{segspool, text};
+use crate::support::{Relay, ids, segment, skip, spool, within};
+
+const KEY: &str = "KEY12345";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_are_shown_as_a_table_and_as_json() {
+    let (dir, segment) = (spool(), segment().await);
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.track(KEY, &ids("e", 0..3)).await;
+    relay.until(|stats| stats.delivery.events == 3).await;
+    let output = segspool(&relay.admin, &["stats"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let row = |name: &str| {
+        let line = shown
+            .lines()
+            .find(|line| line.trim_start().starts_with(name));
+        line.unwrap_or_else(|| panic!("{name}: {shown}"))
+    };
+    assert!(row("daemon").contains("running"), "{shown}");
+    assert!(row("accepted").contains("3 events"), "{shown}");
+    assert!(row("delivered").contains("3 events in 1 calls"), "{shown}");
+    assert!(row("done").contains("nothing waits"), "{shown}");
+    assert!(shown.contains("…2345"), "{shown}");
+    assert!(!shown.contains(KEY), "{shown}");
+
+    let output = segspool(&relay.admin, &["stats", "--json"]);
+    let stats: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(stats["delivery"]["events"], 3);
+
+    let output = segspool(&relay.admin, &["stats", "--watch"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(
+        said.contains("needs a terminal") && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+/// A terminal of 110 columns and 30 lines in which a command runs, on a tmux server of its own.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    fn start(dir: &std::path::Path, command: &str) -> Terminal {
+        let socket = dir.join("tmux").display().to_string();
+        let terminal = Terminal { socket };
+        // What it ended with stays to be read.
+        let command = format!("{command}; echo ended with $?; exec cat");
+        let size = ["-x", "110", "-y", "30"];
+        let started = terminal.tmux(&[&["new-session", "-d"][..], &size, &[&command]].concat());
+        assert!(started.status.success(), "{}", text(&started.stderr));
+        terminal
+    }
+
+    fn tmux(&self, args: &[&str]) -> Output {
+        let mut tmux = Command::new("tmux");
+        tmux.args(["-f", "/dev/null", "-S", &self.socket])
+            .args(args);
+        tmux.env("LC_ALL", "C.UTF-8").output().expect("tmux runs")
+    }
+
+    /// Waits until the screen is as wished, and returns it.
+    async fn until(&self, wished: impl Fn(&str) -> bool) -> String {
+        within(async {
+            loop {
+                let screen = self.tmux(&["capture-pane", "-p"]).stdout;
+                if wished(text(&screen)) {
+                    return text(&screen).to_owned();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_view_moves_as_the_daemon_works_says_when_it_is_gone_and_ends_when_told() {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        return skip("tmux is not there");
+    }
+    let (dir, segment, own) = (spool(), segment().await, spool());
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let program = env!("CARGO_BIN_EXE_segspool");
+    let command = format!("{program} stats --watch --admin {}", relay.admin);
+    let terminal = Terminal::start(own.path(), &command);
+    let empty = terminal
+        .until(|screen| screen.contains("nothing waits"))
+        .await;
+    for part in [
+        "daemon",
+        "accepted/s",
+        "delivered/s",
+        "waiting",
+        "LANE",
+        "q or Ctrl-C",
+    ] {
+        assert!(empty.contains(part), "{part}: {empty}");
+    }
+    relay.track(KEY, &ids("e", 0..7)).await;
+    let moved = |screen: &str| screen.contains("7 events in 1 calls") && screen.contains("…2345");
+    terminal.until(moved).await;
+
+    segment.answer(segspool::stand_in::Answer::status(401));
+    relay.track(KEY, &ids("f", 0..5)).await;
+    let held = |screen: &str| screen.contains("held") && screen.contains("answered 401");
+    let screen = terminal.until(held).await;
+    assert!(screen.contains("not until somebody acts"), "{screen}");
+
+    relay.stop().await;
+    let gone = |screen: &str| screen.contains("NO NEWS");
+    terminal.until(gone).await;
+    terminal.tmux(&["send-keys", "q"]);
+    let ended = terminal.until(|screen| screen.contains("ended with")).await;
+    assert!(ended.contains("ended with 0"), "{ended}");
+    assert!(
+        !ended.contains("NO NEWS"),
+        "the screen of before is back: {ended}"
+    );
+}
+
+/// `segspool tail` at work.
+struct Tailing {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Tailing {
+    fn start(relay: &Relay, args: &[&str]) -> Tailing {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_segspool"));
+        command
+            .arg("tail")
+            .args(args)
+            .args(["--admin", &relay.admin]);
+        command.stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("the program is there");
+        let stdout = child.stdout.take().expect("it is piped");
+        let lines = BufReader::new(stdout).lines();
+        Tailing { child, lines }
+    }
+
+    async fn next(&mut self) -> String {
+        let line = within(self.lines.next_line()).await;
+        line.expect("text").expect("it goes on")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tail_shows_what_happens_to_each_event_and_what_was_asked_for_alone() {
+    let (dir, segment) = (spool(), segment().await);
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let mut all = Tailing::start(&relay, &[]);
+    let mut some = Tailing::start(
+        &relay,
+        &["--json", "--what", "accepted", "--event", "Wanted"],
+    );
+    // Nobody says when they have begun to listen: events are sent until both have seen one.
+    let track = |name: &str, id: usize| {
+        format!(
+            r#"{{"userId":"u","event":"{name}","messageId":"m-{id}","properties":{{"secret":"s3cret"}}}}"#
+        )
+    };
+    let post = async {
+        for n in 0.. {
+            relay.post("/v1/track", KEY, track("Other", n)).await;
+            relay.post("/v1/track", KEY, track("Wanted", n)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (line, json) = tokio::select! {
+        seen = async { (all.next().await, some.next().await) } => seen,
+        () = post => unreachable!("it never ends"),
+    };
+    assert!(
+        line.contains("accepted") || line.contains("delivered"),
+        "{line}"
+    );
+    assert!(
+        line.contains("…2345") && line.contains("track") && line.contains("m-"),
+        "{line}"
+    );
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (&json["what"], &json["event"]),
+        (&"accepted".into(), &"Wanted".into())
+    );
+    assert!(!format!("{line}{json}").contains("s3cret"));
+
+    let pid = some.child.id().expect("it runs") as i32;
+    let pid = Pid::from_raw(pid).expect("a process");
+    kill_process(pid, Signal::INT).expect("it runs");
+    let ended = within(some.child.wait()).await.expect("it ended");
+    assert!(!ended.success());
+
+    let output = segspool(&relay.admin, &["tail", "--lane", "xyz"]);
+    assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tail_ends_with_the_daemon_and_says_so() {
+    let (dir, segment) = (spool(), segment().await);
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let mut tail = Tailing::start(&relay, &["--what", "accepted"]);
+    let post = async {
+        for n in 0.. {
+            relay.track(KEY, &ids("e", n..n + 1)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        _ = tail.next() => {}
+        () = post => unreachable!("it never ends"),
+    }
+    relay.stop().await;
+    let ended = within(tail.child.wait()).await.expect("it ended");
+    assert_eq!(ended.code(), Some(75));
+}
