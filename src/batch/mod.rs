@@ -127,6 +127,12 @@ impl Batch {
         start..last.record.first + last.events.end as u64
     }
 
+    /// When the first of its events was accepted, in Unix ms.
+    #[must_use]
+    pub fn accepted_at_ms(&self) -> i64 {
+        self.runs[0].record.accepted_at_ms
+    }
+
     /// The events in order.
     pub fn events(&self) -> impl Iterator<Item = &[u8]> {
         self.runs

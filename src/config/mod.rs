@@ -501,6 +501,10 @@ impl Config {
                 format!("must not post to an ingest address of this daemon: {name}")
             } else if webhook.timeout.is_zero() {
                 format!("needs a timeout above 0: {name}")
+            } else if webhook.max_age.is_some_and(|age| age.is_zero()) {
+                format!("needs a max_age above 0, or none: {name}")
+            } else if webhook.wants_nothing() {
+                format!("lists `events`, which are tracks, and `types` without track: {name}")
             } else if urls_of_all > WEBHOOK_URLS_MAX {
                 format!("must not have more than {WEBHOOK_URLS_MAX} URLs altogether")
             } else {

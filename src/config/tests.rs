@@ -336,6 +336,16 @@ fn every_error_says_where_and_what() {
             "webhook must not have the same name twice: a",
         ),
         (
+            "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\nmax_age = \"0s\"\n",
+            None,
+            "webhook needs a max_age above 0, or none: a",
+        ),
+        (
+            "[[webhook]]\nname = \"a\"\nurls = [\"http://host/\"]\ntypes = [\"page\"]\nevents = [\"E\"]\n",
+            None,
+            "webhook lists `events`, which are tracks, and `types` without track: a",
+        ),
+        (
             "",
             Some(("SEGSPOOL_RECEIVER_ENABLED", "true")),
             "environment variable SEGSPOOL_RECEIVER_ENABLED: unknown field",

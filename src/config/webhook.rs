@@ -58,6 +58,12 @@ pub struct WebhookConfig {
 }
 
 impl WebhookConfig {
+    /// Whether no event can pass its filters: only tracks have the names that `events` lists.
+    pub(super) fn wants_nothing(&self) -> bool {
+        let tracks = self.types.is_empty() || self.types.contains(Kind::Track.name());
+        !self.events.is_empty() && !tracks
+    }
+
     /// What of it concerns acceptance.
     #[must_use]
     pub fn trigger(&self) -> Trigger {

@@ -36,6 +36,9 @@ use crate::stats::{LaneState, LaneStats, Sighting, What};
 const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// After how many calls in vain a destination is thought to take none at all.
 const IN_VAIN_MIN: u32 = 3;
+/// How many different events may fail one after another at a destination that answers, before the lane waits: they may have the
+/// fault in common, and those behind them be good.
+const FAULTS_IN_A_ROW_MAX: u32 = 8;
 /// How many events that let others pass may wait by themselves. Each costs memory; with more, the lane waits for them.
 const PASSED_MAX: usize = 1024;
 
@@ -89,6 +92,8 @@ pub(super) struct LaneLoop {
     delivered: u64,
     /// Calls in a row that it did not take, but for events that are known to be at fault.
     in_vain: u32,
+    /// How many events have failed for the first time since the lane last delivered or waited.
+    faults_in_a_row: u32,
     /// What was wrong with the last of those that wait by themselves.
     fault: String,
 }
@@ -115,6 +120,7 @@ impl LaneLoop {
             lingering_since: None,
             delivered: 0,
             in_vain: 0,
+            faults_in_a_row: 0,
             fault: String::new(),
             settings,
             reader,
@@ -266,6 +272,9 @@ impl LaneLoop {
     /// The batch that goes next. None where nothing is left to send, or the disk does not give it: the lane then pauses.
     async fn next_batch(&mut self) -> Option<(Portion, Batch)> {
         self.lingering_since = None;
+        if let Err(error) = self.bury_old().await {
+            return self.unreadable(&error);
+        }
         // What has failed is no good for finding out whether the destination is well again, where others may pass.
         let lets_pass = self.trouble.is_some() && !self.destination.keeps_order();
         let next = if lets_pass && self.again.len() < PASSED_MAX {
@@ -281,12 +290,14 @@ impl LaneLoop {
         };
         match next {
             Ok(next) => next,
-            Err(error) => {
-                error!(lane = %self.reader.lane().id(), %error, "a lane cannot be read");
-                self.back_off(LaneState::BackingOff, "the disk cannot be read");
-                None
-            }
+            Err(error) => self.unreadable(&error),
         }
+    }
+
+    fn unreadable<T>(&mut self, error: &ReadError) -> Option<T> {
+        error!(lane = %self.reader.lane().id(), %error, "a lane cannot be read");
+        self.back_off(LaneState::BackingOff, "the disk cannot be read");
+        None
     }
 
     /// What was sent before and has to be sent again.
@@ -301,7 +312,7 @@ impl LaneLoop {
             };
             let (limits, envelope) = (self.destination.limits(), self.destination.envelope_bytes());
             let mut assembler = Assembler::new(limits, envelope);
-            for record in self.without_expired(records, portion.attempts).await {
+            for record in self.without_expired(records, Some(portion.attempts)).await {
                 assembler.push(record);
             }
             // None: nothing is left of it, the disk or its age has settled it.
@@ -353,11 +364,14 @@ impl LaneLoop {
             }
         }
         let batch = self.assembler.take();
-        Ok(batch.map(|batch| (Portion::new(batch.ordinals()), batch)))
+        Ok(batch.map(|batch| {
+            let portion = Portion::new(batch.ordinals(), batch.accepted_at_ms());
+            (portion, batch)
+        }))
     }
 
     async fn take_in(&mut self, records: Vec<Record>) {
-        for record in self.without_expired(records, 0).await {
+        for record in self.without_expired(records, None).await {
             self.assembler.push(record);
         }
     }
@@ -456,11 +470,12 @@ impl LaneLoop {
                 self.settle_delivered(portion, events, body_bytes, status.unwrap_or_default());
             }
             Verdict::Retry { after: Some(pause) } => {
-                self.again.insert(portion);
-                self.pause(LaneState::RateLimited, &error, pause);
+                if !self.set_apart(portion, &answer, Some(pause), &error) {
+                    self.pause(LaneState::RateLimited, &error, pause);
+                }
             }
             Verdict::Retry { after: None } => {
-                if !self.set_apart(portion, &answer, &error) {
+                if !self.set_apart(portion, &answer, None, &error) {
                     self.back_off(LaneState::BackingOff, &error);
                 }
             }
@@ -469,7 +484,7 @@ impl LaneLoop {
                 self.again.insert(portion);
             }
             Verdict::Hold => {
-                if !self.set_apart(portion, &answer, &error) {
+                if !self.set_apart(portion, &answer, None, &error) {
                     let probe = self.settings.config.retry.hold_probe;
                     self.pause(LaneState::Held, &error, probe);
                 }
@@ -488,19 +503,32 @@ impl LaneLoop {
     }
 
     /// Keeps what failed to be sent again. Returns whether it waits by itself and the lane goes on: others were delivered since it
-    /// failed before, so the fault is its own, or it is the first to fail, and the next one will tell.
-    fn set_apart(&mut self, mut portion: Portion, answer: &Answer, error: &str) -> bool {
+    /// failed before, so the fault is its own, or it fails for the first time, and the next ones will tell. A pause that was asked
+    /// for is the lane's, unless the fault is the event's.
+    fn set_apart(
+        &mut self,
+        mut portion: Portion,
+        answer: &Answer,
+        pause: Option<Duration>,
+        error: &str,
+    ) -> bool {
         let mut is_apart = false;
         if !self.destination.keeps_order() && !matches!(answer, Answer::Unsent { .. }) {
-            let is_at_fault = portion
-                .failed_after
-                .replace(self.delivered)
-                .is_some_and(|before| before < self.delivered);
-            is_apart = is_at_fault || self.proven && self.in_vain == 0;
+            let before = portion.failed_after.replace(self.delivered);
+            let is_at_fault = before.is_some_and(|before| before < self.delivered);
+            let faults_max = match answer {
+                Answer::Answered { .. } | Answer::TokenRefused { .. } => FAULTS_IN_A_ROW_MAX,
+                // It may be that nobody is there.
+                Answer::Unanswered { .. } | Answer::Unsent { .. } => u32::from(self.proven),
+            };
+            let may_be_at_fault =
+                before.is_none() && pause.is_none() && self.faults_in_a_row < faults_max;
+            is_apart = is_at_fault || may_be_at_fault;
             self.in_vain += u32::from(!is_at_fault);
+            self.faults_in_a_row += u32::from(!is_at_fault);
             let retry = &self.settings.config.retry;
             let wait = Backoff::wait(retry.base, retry.max, portion.attempts);
-            portion.not_before = Some(Instant::now() + wait);
+            portion.not_before = Some(Instant::now() + pause.unwrap_or(wait));
             error.clone_into(&mut self.fault);
         }
         self.again.insert(portion);
@@ -519,6 +547,7 @@ impl LaneLoop {
         }
         self.delivered += 1;
         self.in_vain = 0;
+        self.faults_in_a_row = 0;
         self.context
             .stats
             .delivered(&self.stats, events as u64, body_bytes as u64);
@@ -582,12 +611,18 @@ impl LaneLoop {
                 warn!(%lane, reason, ?wait, "delivery failed, backing off");
             }
         }
+        self.faults_in_a_row = 0;
         self.put_aside();
         // Calls under way together may be asked for different pauses: the longest holds.
         let until = Instant::now() + wait;
         self.pause_until = Some(self.pause_until.map_or(until, |before| before.max(until)));
         self.stats.waiting(state, reason, attempt, wait);
     }
+}
+
+/// When that was accepted, in Unix ms, which reaches this age now.
+fn oldest_ms(max_age: Duration) -> i64 {
+    Timestamp::now().as_millisecond() - max_age.as_millis() as i64
 }
 
 /// Whether a call made now comes too late for Segment to know what a call at `then_ms` brought.

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 pub(super) struct Portion {
     /// The events.
     pub(super) ordinals: Range<u64>,
+    /// When the first of them was accepted, in Unix ms.
+    pub(super) accepted_at_ms: i64,
     /// How often they were sent.
     pub(super) attempts: u32,
     /// When they were first sent without getting an answer, in Unix ms: from then on they may have arrived.
@@ -26,9 +28,10 @@ pub(super) struct Portion {
 
 impl Portion {
     /// Events that were never sent.
-    pub(super) fn new(ordinals: Range<u64>) -> Portion {
+    pub(super) fn new(ordinals: Range<u64>, accepted_at_ms: i64) -> Portion {
         Portion {
             ordinals,
+            accepted_at_ms,
             attempts: 0,
             unanswered_ms: None,
             sibling: None,
@@ -64,7 +67,7 @@ impl Portion {
 
 /// What is to be sent again: what may be sent at any time first, and of that the oldest, so that a lane with a concurrency of 1
 /// keeps its order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Again(VecDeque<Portion>);
 
 impl Again {
@@ -86,6 +89,12 @@ impl Again {
     pub(super) fn ready_at(&self, now: Instant) -> Option<Instant> {
         let times = self.0.iter().map(|p| p.not_before.unwrap_or(now));
         times.min()
+    }
+
+    /// One that was accepted before `oldest_ms`, whatever it waits for.
+    pub(super) fn pop_old(&mut self, oldest_ms: i64) -> Option<Portion> {
+        let at = self.0.iter().position(|p| p.accepted_at_ms < oldest_ms)?;
+        self.0.remove(at)
     }
 
     /// The next one of those that may be sent now.
@@ -148,7 +157,7 @@ mod tests {
     /// Finds the poisoned events of `0..n` as a lane does, and returns them with the number of calls it took.
     fn search(n: u64, poisoned: &[u64]) -> (Vec<u64>, u64) {
         let mut again = Again::default();
-        again.insert(Portion::new(0..n));
+        again.insert(Portion::new(0..n, 0));
         let (mut found, mut delivered, mut calls) = (Vec::new(), 0, 0);
         while let Some(portion) = again.pop(Instant::now()) {
             calls += 1;
@@ -191,7 +200,7 @@ mod tests {
     fn what_was_sent_first_is_sent_again_first() {
         let mut again = Again::default();
         for start in [30, 10, 20] {
-            again.insert(Portion::new(start..start + 5));
+            again.insert(Portion::new(start..start + 5, 0));
         }
         let now = Instant::now();
         let order = std::iter::from_fn(|| again.pop(now)).map(|p| p.ordinals.start);
@@ -203,12 +212,15 @@ mod tests {
         let (mut again, now) = (Again::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         for (start, not_before) in [(10, Some(at(9))), (20, Some(at(5))), (30, None)] {
-            let portion = Portion::new(start..start + 1);
+            let portion = Portion::new(start..start + 1, start as i64);
             again.insert(Portion {
                 not_before,
                 ..portion
             });
         }
+        let old = again.clone().pop_old(15).map(|p| p.ordinals.start);
+        assert_eq!(old, Some(10), "it need not be sent");
+        assert!(again.clone().pop_old(10).is_none());
         let mut pop = |now| again.pop(now).map(|p| p.ordinals.start);
         assert_eq!(pop(at(6)), Some(30));
         assert_eq!(pop(at(4)), None);

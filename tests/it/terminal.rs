@@ -1,12 +1,12 @@
 //! What an operator sees in a terminal: `segspool stats`, live in tmux as well, and `segspool tail`.
 
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::dead_letters::{segspool, text};
 use crate::support::{Relay, ids, segment, skip, spool, within};
@@ -96,7 +96,7 @@ impl Drop for Terminal {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_view_moves_as_the_daemon_works_says_when_it_is_gone_and_ends_when_told() {
     if Command::new("tmux").arg("-V").output().is_err() {
-        return skip("tmux is not there");
+        return skip("tmux is not there", "install Debian's tmux");
     }
     let (dir, segment, own) = (spool(), segment().await, spool());
     let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
@@ -141,26 +141,45 @@ async fn a_live_view_moves_as_the_daemon_works_says_when_it_is_gone_and_ends_whe
 /// `segspool tail` at work.
 struct Tailing {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: UnboundedReceiver<String>,
 }
 
 impl Tailing {
     fn start(relay: &Relay, args: &[&str]) -> Tailing {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_segspool"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
         command
             .arg("tail")
             .args(args)
             .args(["--admin", &relay.admin]);
-        command.stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("the program is there");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program is there");
         let stdout = child.stdout.take().expect("it is piped");
-        let lines = BufReader::new(stdout).lines();
+        let (send, lines) = unbounded_channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                let _unheard = send.send(line.expect("text"));
+            }
+        });
         Tailing { child, lines }
     }
 
     async fn next(&mut self) -> String {
-        let line = within(self.lines.next_line()).await;
-        line.expect("text").expect("it goes on")
+        within(self.lines.recv()).await.expect("it goes on")
+    }
+
+    /// Waits until it has ended by itself.
+    async fn end(&mut self) -> ExitStatus {
+        within(async { while self.lines.recv().await.is_some() {} }).await;
+        self.child.wait().expect("it is our child")
+    }
+}
+
+impl Drop for Tailing {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _waited = self.child.wait();
     }
 }
 
@@ -205,11 +224,9 @@ async fn the_tail_shows_what_happens_to_each_event_and_what_was_asked_for_alone(
     );
     assert!(!format!("{line}{json}").contains("s3cret"));
 
-    let pid = some.child.id().expect("it runs") as i32;
-    let pid = Pid::from_raw(pid).expect("a process");
+    let pid = Pid::from_child(&some.child);
     kill_process(pid, Signal::INT).expect("it runs");
-    let ended = within(some.child.wait()).await.expect("it ended");
-    assert!(!ended.success());
+    assert!(!some.end().await.success());
 
     let output = segspool(&relay.admin, &["tail", "--lane", "xyz"]);
     assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
@@ -231,6 +248,5 @@ async fn the_tail_ends_with_the_daemon_and_says_so() {
         () = post => unreachable!("it never ends"),
     }
     relay.stop().await;
-    let ended = within(tail.child.wait()).await.expect("it ended");
-    assert_eq!(ended.code(), Some(75));
+    assert_eq!(tail.end().await.code(), Some(75));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
 use serde_json::json;
@@ -108,6 +109,61 @@ async fn only_what_was_tried_in_vain_becomes_too_old_for_a_webhook_that_takes_ot
     let stats = drained(&relay).await;
     assert_eq!(hooks(&stats)[0].delivered_events, 15);
     assert_eq!(stats.dead_letters.events, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_at_fault_hold_up_nobody_whatever_they_are_answered_and_however_many_there_are() {
+    for (answered, headers) in [
+        (500, ""),
+        (503, "Retry-After: 60\r\n"),
+        (429, "Retry-After: 60\r\n"),
+    ] {
+        let (dir, segment) = (spool(), segment().await);
+        let server = Server::start(move |request| {
+            if id(&request.json()).starts_with("bad") {
+                answer(answered, headers, "")
+            } else {
+                success()
+            }
+        })
+        .await;
+        // A pause that is asked for is the lane's once.
+        let retry = "[retry]\nbase = \"20ms\"\nmax_retry_after = \"1s\"\n";
+        let config = retry.to_owned() + &webhook("picky", &server.url(), "");
+        let relay = start(dir.path(), &segment.url(), &config).await;
+        relay.track(KEY, &ids("first", 0..1)).await;
+        drained(&relay).await;
+        let bad = if answered == 500 { 30 } else { 2 };
+        relay.track(KEY, &ids("bad", 0..bad)).await;
+        relay.track(KEY, &ids("good", 0..200)).await;
+        let passed = |stats: &Snapshot| hooks(stats)[0].delivered_events == 201;
+        let stats = relay.until(passed).await;
+        assert_eq!(hooks(&stats)[0].events, bad as u64);
+        assert_eq!(stats.dead_letters.events, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_tried_in_vain_becomes_too_old_though_more_keeps_coming() {
+    for headers in ["", "Retry-After: 1\r\n"] {
+        let (dir, segment) = (spool(), segment().await);
+        let server = Server::start(move |_| answer(503, headers, "")).await;
+        let config = RETRY.to_owned() + &webhook("brief", &server.url(), "max_age = \"1s\"");
+        let relay = start(dir.path(), &segment.url(), &config).await;
+        let coming = async {
+            for n in 0.. {
+                relay.track(KEY, &ids("e", n..n + 1)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let buried = relay.until(|stats| stats.dead_letters.events >= 20);
+        let stats = tokio::select! {
+            stats = buried => stats,
+            () = coming => unreachable!("it never ends"),
+        };
+        let lane = hooks(&stats)[0];
+        assert!(lane.oldest_age_seconds < 10.0, "{lane:?}");
+    }
 }
 
 /// Text that no compression makes smaller than half.

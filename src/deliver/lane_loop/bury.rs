@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use tracing::{error, warn};
 
-use super::{IN_VAIN_MIN, LaneLoop, LaneState, Portion, What};
+use super::{IN_VAIN_MIN, LaneLoop, LaneState, Portion, What, oldest_ms};
 use crate::deliver::request::Answer;
-use crate::queue::{BuryError, DeadLetter, Record};
+use crate::queue::{BuryError, DeadLetter, ReadError, Record};
 
 impl LaneLoop {
     /// Makes an event that was refused on its own a dead letter. It leaves its lane only once it is safe there.
@@ -44,18 +44,44 @@ impl LaneLoop {
         }
     }
 
+    /// Makes dead letters of what was sent in vain and is too old, however long it was to wait until it is sent again.
+    pub(super) async fn bury_old(&mut self) -> Result<(), ReadError> {
+        let (Some(max_age), _) = self.destination.max_age(true) else {
+            return Ok(());
+        };
+        if self.destination.keeps_order() {
+            return Ok(());
+        }
+        while let Some(portion) = self.again.pop_old(oldest_ms(max_age)) {
+            let read = self.reader.read_again(portion.ordinals.clone()).await;
+            let left = match read {
+                Ok(records) => self.without_expired(records, Some(portion.attempts)).await,
+                Err(error) => {
+                    self.again.insert(portion);
+                    return Err(error);
+                }
+            };
+            if !left.is_empty() {
+                // It could not be buried, and the others could not either.
+                self.again.insert(portion);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes dead letters of the events that are older than the operator wants any to become, and returns the others. What cannot
     /// be buried is still good to be delivered.
     pub(super) async fn without_expired(
         &mut self,
         records: Vec<Record>,
-        attempts: u32,
+        sent: Option<u32>,
     ) -> Vec<Record> {
-        let in_trouble = attempts > 0 || self.in_vain >= IN_VAIN_MIN;
+        let in_trouble = sent.is_some() || self.in_vain >= IN_VAIN_MIN;
         let (Some(max_age), setting) = self.destination.max_age(in_trouble) else {
             return records;
         };
-        let oldest = Timestamp::now().as_millisecond() - max_age.as_millis() as i64;
+        let oldest = oldest_ms(max_age);
         let (expired, mut fresh): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|r| r.accepted_at_ms < oldest);
         if expired.is_empty() {
@@ -64,7 +90,7 @@ impl LaneLoop {
         let letter = DeadLetter {
             code: "expired".into(),
             reason: format!("the event is older than {setting}"),
-            attempts,
+            attempts: sent.unwrap_or_default(),
             ..self.letter()
         };
         let lane = self.reader.lane().id();

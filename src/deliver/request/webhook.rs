@@ -16,11 +16,13 @@ use super::{Answer, SetupError, describe, read, speaks_of_a_broken_server};
 use crate::event::SharedSecret;
 
 /// What no header of the operator's may say, because the call itself does.
-const OWN_HEADERS: [&str; 5] = [
+const OWN_HEADERS: [&str; 7] = [
     "connection",
     "content-length",
+    "content-type",
     "host",
     "transfer-encoding",
+    "user-agent",
     SIGNATURE,
 ];
 /// The header that holds the body's signature.
