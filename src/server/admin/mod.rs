@@ -150,15 +150,19 @@ impl AdminListener {
     }
 
     fn readiness(&self) -> Reply {
+        match self.why_not_accepting() {
+            None => reply::text(StatusCode::OK, "ok"),
+            Some(why) => reply::text(StatusCode::SERVICE_UNAVAILABLE, why),
+        }
+    }
+
+    /// Why no events are accepted at present; none while they are.
+    fn why_not_accepting(&self) -> Option<&'static str> {
         let phase = *self.phase.borrow();
         match phase {
-            Phase::Running if self.queue.is_full() => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, "the queue is full")
-            }
-            Phase::Running => reply::text(StatusCode::OK, "ok"),
-            Phase::Draining | Phase::Stopped => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
-            }
+            Phase::Running if self.queue.is_full() => Some("the queue is full"),
+            Phase::Running => None,
+            Phase::Draining | Phase::Stopped => Some(phase.as_str()),
         }
     }
 
