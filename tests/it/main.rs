@@ -7,6 +7,7 @@ mod bad_input;
 mod browser;
 mod captures;
 mod connections;
+mod dashboard;
 mod dead_letters;
 mod delivery;
 mod demo;
