@@ -2,7 +2,7 @@
 //!
 //! A page that a user happens to visit can make the user's browser send requests to this machine. Two things give such requests
 //! away: an `Origin` header, or a `Sec-Fetch-Site` that is not this one, which no server-side client sends, and, where the page's own name was made to point here (DNS
-//! rebinding), a `Host` that is none of ours.
+//! rebinding), a `Host` that is none of ours. The admin listener has a page of its own, the dashboard, and serves no other.
 
 use std::net::IpAddr;
 
@@ -29,6 +29,17 @@ pub(super) enum Foreign {
     Origin,
 }
 
+/// What a request to the admin listener is for, as far as it matters who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Opening the dashboard, which holds no data by itself.
+    Page,
+    /// Reading.
+    Read,
+    /// Changing something.
+    Change,
+}
+
 impl Guard {
     /// Those of the ingest listener.
     pub(super) fn new(config: &IngestConfig) -> Guard {
@@ -38,7 +49,7 @@ impl Guard {
         }
     }
 
-    /// Those of the admin listener, whose pages browsers show to its own origin alone.
+    /// Those of a path that no page from elsewhere has any business with.
     pub(super) fn without_origins(&self) -> Guard {
         Guard {
             origins: Vec::new(),
@@ -51,9 +62,7 @@ impl Guard {
         &self,
         headers: &'a HeaderMap,
     ) -> Result<Option<&'a HeaderValue>, Foreign> {
-        if !headers.get_all(HOST).iter().all(|host| self.is_ours(host)) {
-            return Err(Foreign::Host);
-        }
+        self.admit_host(headers)?;
         match headers.get(ORIGIN) {
             Some(origin) if self.may_post(origin.as_bytes()) => Ok(Some(origin)),
             Some(_) => Err(Foreign::Origin),
@@ -61,6 +70,39 @@ impl Guard {
                 Err(Foreign::Origin)
             }
             None => Ok(None),
+        }
+    }
+
+    /// Lets a request in that comes from an operator: from the dashboard, by hand, or from no browser at all.
+    pub(super) fn admit_operator(
+        &self,
+        headers: &HeaderMap,
+        purpose: Purpose,
+    ) -> Result<(), Foreign> {
+        self.admit_host(headers)?;
+        let origin = headers.get(ORIGIN);
+        if origin.is_some() && !is_own_origin(headers) {
+            return Err(Foreign::Origin);
+        }
+        // Only a browser sends it, and no page can change it.
+        let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+        let admitted = match (purpose, site) {
+            (Purpose::Page | Purpose::Read, None | Some(b"none" | b"same-origin")) => true,
+            // A link from elsewhere may open the page, and nothing else may show or fetch it.
+            (Purpose::Page, Some(_)) => is_opened_by_a_link(headers),
+            // No browser. One that names its origin but not its site knows too little to vouch for its page.
+            (Purpose::Change, None) => origin.is_none(),
+            (Purpose::Change, Some(b"same-origin")) => origin.is_some(),
+            (Purpose::Read | Purpose::Change, Some(_)) => false,
+        };
+        admitted.then_some(()).ok_or(Foreign::Origin)
+    }
+
+    fn admit_host(&self, headers: &HeaderMap) -> Result<(), Foreign> {
+        let mut hosts = headers.get_all(HOST).iter();
+        match hosts.all(|host| self.is_ours(host)) {
+            true => Ok(()),
+            false => Err(Foreign::Host),
         }
     }
 
@@ -97,6 +139,19 @@ fn is_for_another_site(headers: &HeaderMap) -> bool {
     matches!(site, Some(b"cross-site" | b"same-site"))
 }
 
+/// Whether the origin is that of this listener, which speaks plain HTTP.
+fn is_own_origin(headers: &HeaderMap) -> bool {
+    let bytes = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_one = |name| headers.get_all(name).iter().count() == 1;
+    is_one(HOST) && is_one(ORIGIN) && bytes(ORIGIN).strip_prefix(b"http://") == Some(bytes(HOST))
+}
+
+/// Whether it becomes a whole tab: not a frame, a picture or a script of somebody else's page.
+fn is_opened_by_a_link(headers: &HeaderMap) -> bool {
+    let is = |name: &str, value: &[u8]| headers.get(name).is_some_and(|v| v.as_bytes() == value);
+    is("sec-fetch-mode", b"navigate") && is("sec-fetch-dest", b"document")
+}
+
 /// The origin of the page, as far as the browser tells.
 fn page(headers: &HeaderMap) -> &[u8] {
     let referer = headers.get(REFERER).map_or(&b""[..], HeaderValue::as_bytes);
@@ -110,6 +165,10 @@ mod tests {
     use super::*;
 
     fn admit(guard: &Guard, headers: &[(&str, &str)]) -> Result<bool, Foreign> {
+        guard.admit(&map(headers)).map(|origin| origin.is_some())
+    }
+
+    fn map(headers: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(
@@ -117,7 +176,7 @@ mod tests {
                 value.parse().expect("a value"),
             );
         }
-        guard.admit(&map).map(|origin| origin.is_some())
+        map
     }
 
     #[test]
@@ -201,5 +260,110 @@ mod tests {
             Ok(false),
             "Node.js"
         );
+    }
+
+    #[test]
+    fn the_dashboard_may_read_and_change_and_a_page_from_elsewhere_may_open_it_and_nothing_more() {
+        use Purpose::{Change, Page, Read};
+        const HOST: (&str, &str) = ("host", "127.0.0.1:7347");
+        const OWN: (&str, &str) = ("origin", "http://127.0.0.1:7347");
+        const LINK: &[(&str, &str)] = &[
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "document"),
+        ];
+        let site = |site| ("sec-fetch-site", site);
+        let origin = |origin| ("origin", origin);
+        let all = &[Page, Read, Change][..];
+        let guard = Guard {
+            // They are for the ingest listener.
+            origins: vec!["https://shop.example.test".into(), "*".into()],
+            ..Guard::default()
+        };
+        for (headers, admitted) in [
+            // No browser.
+            (vec![HOST], all),
+            (vec![], all),
+            (vec![HOST, ("sec-fetch-mode", "cors")], all),
+            // The dashboard itself.
+            (vec![HOST, OWN, site("same-origin")], all),
+            (vec![HOST, site("same-origin")], &[Page, Read]),
+            (vec![HOST, OWN], &[Page, Read]),
+            // The address bar.
+            (vec![HOST, site("none")], &[Page, Read]),
+            (vec![HOST, OWN, site("none")], &[Page, Read]),
+            // A link from elsewhere, and what only looks like one.
+            ([&[HOST, site("cross-site")], LINK].concat(), &[Page]),
+            ([&[HOST, site("same-site")], LINK].concat(), &[Page]),
+            (
+                vec![
+                    HOST,
+                    site("cross-site"),
+                    LINK[0],
+                    ("sec-fetch-dest", "iframe"),
+                ],
+                &[],
+            ),
+            (vec![HOST, site("cross-site"), LINK[1]], &[]),
+            (vec![HOST, site("cross-site")], &[]),
+            (vec![HOST, site("same-site")], &[]),
+            (vec![HOST, site("Same-Origin")], &[]),
+            (vec![HOST, site("")], &[]),
+            // A form posts with its page's origin, and navigates.
+            (
+                [
+                    &[HOST, site("cross-site"), origin("https://evil.example")],
+                    LINK,
+                ]
+                .concat(),
+                &[],
+            ),
+            // Other origins: another port, scheme, name, or none that has a name.
+            (
+                vec![HOST, site("same-origin"), origin("http://127.0.0.1:8080")],
+                &[],
+            ),
+            (
+                vec![HOST, site("same-origin"), origin("https://127.0.0.1:7347")],
+                &[],
+            ),
+            (
+                vec![HOST, site("same-origin"), origin("http://localhost:7347")],
+                &[],
+            ),
+            (vec![HOST, site("same-origin"), origin("null")], &[]),
+            (vec![HOST, site("same-origin"), origin("")], &[]),
+            (vec![HOST, origin("https://shop.example.test")], &[]),
+            (
+                vec![
+                    HOST,
+                    site("same-origin"),
+                    OWN,
+                    origin("https://evil.example"),
+                ],
+                &[],
+            ),
+            (vec![HOST, HOST, OWN, site("same-origin")], &[]),
+            (vec![OWN, site("same-origin")], &[]),
+        ] {
+            let map = map(&headers);
+            for purpose in all {
+                let expected = match admitted.contains(purpose) {
+                    true => Ok(()),
+                    false => Err(Foreign::Origin),
+                };
+                let found = guard.admit_operator(&map, *purpose);
+                assert_eq!(found, expected, "{purpose:?} {headers:?}");
+            }
+        }
+        // The name of a page elsewhere, made to point here: to the browser all of it is one origin.
+        for purpose in all {
+            let headers = map(&[
+                ("host", "attacker.example:7347"),
+                ("origin", "http://attacker.example:7347"),
+                site("same-origin"),
+            ]);
+            let found = guard.admit_operator(&headers, *purpose);
+            assert_eq!(found, Err(Foreign::Host), "{purpose:?}");
+        }
     }
 }

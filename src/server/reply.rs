@@ -14,7 +14,8 @@ use hyper::body::Frame;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+    RETRY_AFTER, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -30,6 +31,11 @@ pub(super) type Reply = Response<Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Er
 
 /// Which durability a 200 of the ingest listener stands for.
 static DURABILITY: HeaderName = HeaderName::from_static("segspool-durability");
+/// Keep a page apart from those that open it, and from those that would show it.
+static CROSS_ORIGIN_OPENER_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-opener-policy");
+static CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-resource-policy");
 /// How long a sender is asked to wait when the queue is full: it drains at the destination's pace.
 const FULL_RETRY_SECONDS: u16 = 30;
 /// How long when the disk failed, or the daemon is about to be back.
@@ -259,7 +265,7 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
         }
         Error::NotFound => {
             "there is no such path; events go to /v1/batch, /v1/track and their like on an ingest address, and \
-             /stats, /metrics, /tail, /lanes and /dead-letters are on the admin address"
+             the dashboard, /stats, /metrics, /tail, /lanes and /dead-letters are on the admin address"
                 .into()
         }
         Error::Method { allowed } => format!("this path takes {allowed}"),
@@ -326,6 +332,27 @@ fn failure(status: StatusCode, code: &str, message: &str, done: serde_json::Valu
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Reply {
     let body = serde_json::to_vec(body).expect("a reply has no map with odd keys");
     with_type(status, "application/json", body.into())
+}
+
+/// A page for people, which a browser shows under this policy, keeps no copy of, and tells nobody else about.
+pub(super) fn page(html: &'static str, policy: &'static str) -> Reply {
+    let html = Bytes::from_static(html.as_bytes());
+    let mut reply = with_type(StatusCode::OK, "text/html; charset=utf-8", html);
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, policy),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+        // Browsers that do not know frame-ancestors know this.
+        (X_FRAME_OPTIONS, "DENY"),
+        (CROSS_ORIGIN_OPENER_POLICY.clone(), "same-origin"),
+        (CROSS_ORIGIN_RESOURCE_POLICY.clone(), "same-origin"),
+    ] {
+        reply
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    reply
 }
 
 /// A reply that is made while it is sent.

@@ -33,6 +33,9 @@ pub struct Snapshot {
 /// What came.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct IngestSnapshot {
+    /// Whether events are accepted at present: not while the queue is full, nor once the daemon stops.
+    #[serde(default)]
+    pub accepting: bool,
     /// Requests that reached an ingest route.
     pub requests: u64,
     /// Events answered 200 on their way to Segment. A webhook's copies count in its lanes alone.

@@ -3,10 +3,11 @@
 //!
 //! A client is a script in a folder beside this file. It takes the relay's URL and a write key, sends what the `calls` file
 //! of its language says, flushes, and prints what must arrive, one JSON object a line; it fails if its SDK reports an error.
-//! A page in Chromium is driven by such a script too. The Rust SDK is linked in. `tests/clients/install` installs the
-//! others. Where that was not done a test says so and passes, unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
+//! A page in Chromium is driven by such a script too, and so is segspool's own page, the dashboard. The Rust SDK is linked in.
+//! `tests/clients/install` installs the others. Where that was not done a test says so and passes, unless `SEGSPOOL_REQUIRE_CLIENTS=1`.
 
 mod compare;
+mod dashboard;
 mod rust;
 #[path = "../support/mod.rs"]
 mod support;
@@ -134,7 +135,7 @@ struct Way {
     began: Timestamp,
     segment: StandIn,
     relay: Relay,
-    _spool: TempDir,
+    spool: TempDir,
 }
 
 impl Way {
@@ -147,7 +148,7 @@ impl Way {
             began,
             segment,
             relay,
-            _spool: spool,
+            spool,
         }
     }
 

@@ -458,7 +458,7 @@ async fn a_page_in_a_browser_can_neither_replay_nor_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_only_its_bearer_sees_anything_but_the_probes() {
+async fn with_a_token_only_its_bearer_sees_anything_but_the_probes_and_the_empty_dashboard() {
     let (dir, segment) = (spool(), segment().await);
     let file = dir.path().join("token");
     std::fs::write(&file, "s3cret-token\n").expect("written");
@@ -472,7 +472,11 @@ async fn with_a_token_only_its_bearer_sees_anything_but_the_probes() {
     for (path, token, expected) in [
         ("/healthz", None, 200),
         ("/readyz", None, 200),
+        ("/", None, 200),
         ("/stats", None, 401),
+        ("/stats/stream", None, 401),
+        ("/tail", None, 401),
+        ("//", None, 401),
         ("/stats", Some("wrong"), 401),
         ("/stats", Some("s3cret-token"), 200),
         ("/lanes", None, 401),

@@ -390,6 +390,7 @@ async fn a_full_queue_answers_429_with_a_pause_and_takes_events_again_when_it_ha
         (status.as_u16(), reply["code"].as_str()),
         (429, Some("queue_full"))
     );
+    assert!(!relay.stats().await.ingest.accepting);
 
     segment.up().await.expect("the port is kept");
     relay
@@ -400,7 +401,9 @@ async fn a_full_queue_answers_429_with_a_pause_and_takes_events_again_when_it_ha
         relay.post("/v1/track", "KEY12345", good).await.status(),
         200
     );
-    assert_eq!(relay.stats().await.ingest.refused_requests, 1);
+    let stats = relay.stats().await;
+    assert!(stats.ingest.accepting);
+    assert_eq!(stats.ingest.refused_requests, 1);
 }
 
 /// A printable character, at random enough that zstd finds nothing; the state counts the characters drawn.

@@ -56,7 +56,8 @@ async fn while_it_drains_it_accepts_nothing_and_says_so() {
     let mut relay = Relay::start(dir.path(), &segment.url(), &[("SHUTDOWN__DRAIN", "60s")]).await;
     relay.track("KEY12345", &ids("e", 0..1)).await;
     relay.signal(Signal::TERM);
-    relay.until(|stats| stats.state == "draining").await;
+    let stats = relay.until(|stats| stats.state == "draining").await;
+    assert!(!stats.ingest.accepting);
     let ready = client()
         .get(format!("{}/readyz", relay.admin))
         .send()

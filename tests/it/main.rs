@@ -8,6 +8,7 @@ mod browser;
 mod captures;
 mod command_line;
 mod connections;
+mod dashboard;
 mod dead_letters;
 mod delivery;
 mod demo;

@@ -20,9 +20,14 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         (
             "daemon",
             format!(
-                "segspool {}, {}, up {}; a 200 means {}",
+                "segspool {}, {}, {}, up {}; a 200 means {}",
                 snapshot.version,
                 snapshot.state,
+                if ingest.accepting {
+                    "accepting"
+                } else {
+                    "NOT ACCEPTING"
+                },
                 for_seconds(snapshot.uptime_seconds),
                 snapshot.durability,
             ),

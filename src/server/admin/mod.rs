@@ -2,6 +2,7 @@
 //!
 //! | endpoint | what |
 //! |---|---|
+//! | `GET /` | the dashboard, a page that asks for all the rest |
 //! | `GET /stats` | the snapshot |
 //! | `GET /stats/stream` | the last ten minutes, and the snapshot every second |
 //! | `GET /tail` | each event as something happens to it |
@@ -16,8 +17,10 @@
 //! | `POST /dead-letters/replay` | back through validation into their lanes |
 //! | `DELETE /dead-letters` | gone for ever |
 //!
-//! `HEAD` is answered as `GET`, without a body. No request of a browser's page is served. With a token, every request but those for `/healthz` and `/readyz` must bear it.
+//! `HEAD` is answered as `GET`, without a body. Of the pages in browsers only the dashboard is served. With a token, every request but
+//! those for `/`, `/healthz` and `/readyz` must bear it.
 
+mod dashboard;
 mod dead_letters;
 mod letter_view;
 mod metrics;
@@ -37,7 +40,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::Phase;
 use super::body;
-use super::guard::Guard;
+use super::guard::{Guard, Purpose};
 use super::listener::{Peer, Service};
 use super::reply::{self, Error, Reply};
 use crate::ingest::Ingest;
@@ -79,11 +82,16 @@ impl Service for AdminListener {
 
 impl AdminListener {
     async fn answer(&self, head: &Parts) -> Result<Reply, Error> {
-        let guard = self.guard.borrow().without_origins();
-        guard.admit(&head.headers).map_err(Error::Foreign)?;
         let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
-        let is_probe = matches!(path[..], ["healthz" | "readyz"]);
-        if let Some(token) = self.token.as_ref().filter(|_| !is_probe)
+        let purpose = match head.method {
+            Method::GET | Method::HEAD if path == [""] => Purpose::Page,
+            Method::GET | Method::HEAD => Purpose::Read,
+            _ => Purpose::Change,
+        };
+        let admitted = self.guard.borrow().admit_operator(&head.headers, purpose);
+        admitted.map_err(Error::Foreign)?;
+        let is_open = matches!(path[..], ["" | "healthz" | "readyz"]);
+        if let Some(token) = self.token.as_ref().filter(|_| !is_open)
             && !token.is_borne_by(&head.headers)
         {
             return Err(Error::Unauthorized);
@@ -97,6 +105,7 @@ impl AdminListener {
         let reads = || takes(&[Method::GET, Method::HEAD], "GET, HEAD");
         let changes = || takes(&[Method::POST], "POST");
         match path[..] {
+            [""] => reads().map(|()| dashboard::page()),
             ["stats"] => reads().map(|()| {
                 let snapshot = self.snapshot();
                 reply::json(StatusCode::OK, &snapshot)
@@ -154,15 +163,19 @@ impl AdminListener {
     }
 
     fn readiness(&self) -> Reply {
+        match self.why_not_accepting() {
+            None => reply::text(StatusCode::OK, "ok"),
+            Some(why) => reply::text(StatusCode::SERVICE_UNAVAILABLE, why),
+        }
+    }
+
+    /// Why no events are accepted at present; none while they are.
+    fn why_not_accepting(&self) -> Option<&'static str> {
         let phase = *self.phase.borrow();
         match phase {
-            Phase::Running if self.queue.is_full() => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, "the queue is full")
-            }
-            Phase::Running => reply::text(StatusCode::OK, "ok"),
-            Phase::Draining | Phase::Stopped => {
-                reply::text(StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
-            }
+            Phase::Running if self.queue.is_full() => Some("the queue is full"),
+            Phase::Running => None,
+            Phase::Draining | Phase::Stopped => Some(phase.as_str()),
         }
     }
 

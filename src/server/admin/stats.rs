@@ -21,6 +21,7 @@ impl AdminListener {
             uptime_seconds: self.stats.started.elapsed().as_secs_f64(),
             durability: self.queue.durability().as_str().into(),
             ingest: IngestSnapshot {
+                accepting: self.why_not_accepting().is_none(),
                 requests: self.stats.requests.get(),
                 accepted_events: self.stats.accepted_events.get(),
                 accepted_bytes: self.stats.accepted_bytes.get(),

@@ -16,8 +16,7 @@ import { createServer } from 'node:http'
 import { readFile } from 'node:fs/promises'
 
 import { installed } from '../node/installed.mjs'
-
-const { chromium } = installed('playwright-core')
+import { launch } from './chromium.mjs'
 
 const PATIENCE_MS = 50_000
 
@@ -39,20 +38,7 @@ const server = createServer(async ({ url }, reply) => {
 await new Promise((listening) => server.listen({ fd: 0 }, listening))
 const origin = `http://127.0.0.1:${server.address().port}`
 
-const browser = await chromium.launch({
-  executablePath,
-  // Chromium's sandbox does not start as root.
-  chromiumSandbox: process.getuid() !== 0,
-  args: [
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-gpu',
-    '--disable-quic',
-    '--disable-sync',
-    '--no-first-run',
-    '--no-proxy-server',
-  ],
-})
+const browser = await launch(executablePath)
 try {
   const page = await browser.newPage()
   const network = await watch(await page.context().newCDPSession(page))
