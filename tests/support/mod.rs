@@ -6,6 +6,7 @@ pub(crate) mod server;
 pub(crate) mod watch;
 pub(crate) mod wire;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -105,6 +106,7 @@ impl Relay {
             poster: Poster {
                 ingest,
                 client: client(),
+                keys: Arc::default(),
             },
             log,
         }
@@ -120,8 +122,15 @@ impl Relay {
         self.child.wait().expect("it can be waited for");
     }
 
-    /// Asks it to stop and waits until it has.
+    /// Asks it to stop and waits until it has. Before that, whatever it tells is searched for secrets.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
+        for path in ["/stats", "/metrics", "/lanes", "/dead-letters", "/nowhere"] {
+            let told = self.poster.client.get(format!("{}{path}", self.admin));
+            if let Ok(reply) = told.send().await {
+                let told = reply.text().await.expect("a body");
+                self.poster.assert_no_key_in(&told, path);
+            }
+        }
         self.signal(rustix::process::Signal::TERM);
         self.exit().await
     }
@@ -160,7 +169,9 @@ impl Relay {
             .send()
             .await
             .expect("stats");
-        serde_json::from_slice(&reply.bytes().await.expect("a body")).expect("a snapshot")
+        let stats = reply.text().await.expect("a body");
+        self.poster.assert_no_key_in(&stats, "/stats");
+        serde_json::from_str(&stats).expect("a snapshot")
     }
 
     /// Asks for the snapshot until it is as wished.
@@ -223,9 +234,21 @@ impl Relay {
 pub(crate) struct Poster {
     ingest: String,
     client: reqwest::Client,
+    /// The write keys that it has used.
+    keys: Arc<Mutex<BTreeSet<String>>>,
 }
 
+/// A shorter key might be part of a word.
+const KEY_CHARS_MIN: usize = 7;
+
 impl Poster {
+    /// Nothing that the daemon tells shows a write key.
+    fn assert_no_key_in(&self, told: &str, whence: &str) {
+        let keys = self.keys.lock().expect("no panic under this lock");
+        let shown = keys.iter().find(|key| told.contains(&***key));
+        assert!(shown.is_none(), "{shown:?} is shown by {whence}: {told}");
+    }
+
     pub(crate) async fn post(
         &self,
         path: &str,
@@ -233,6 +256,10 @@ impl Poster {
         body: impl Into<reqwest::Body>,
     ) -> reqwest::Result<Response> {
         let url = format!("{}{path}", self.ingest);
+        if key.len() >= KEY_CHARS_MIN {
+            let mut keys = self.keys.lock().expect("no panic under this lock");
+            keys.insert(key.to_owned());
+        }
         self.client
             .post(url)
             .basic_auth(key, Some(""))
@@ -251,6 +278,12 @@ impl Drop for Relay {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            let log = self.log();
+            self.poster.assert_no_key_in(&log, "the log");
+            // Of an event nothing is logged either.
+            assert!(!log.contains("messageId"), "{log}");
+        }
     }
 }
 
