@@ -432,10 +432,12 @@ impl Queue {
         }
     }
 
-    /// Whether the last events were refused for want of room.
+    /// Whether the last events were refused for want of room, and there is still none for them.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.shared.capacity.is_full()
+        self.shared
+            .capacity
+            .is_full(self.shared.volumes.disk_bytes())
     }
 
     /// How long the writer has been at its present group; zero when it waits for one.
