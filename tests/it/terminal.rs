@@ -225,7 +225,7 @@ async fn the_tail_shows_what_happens_to_each_event_and_what_was_asked_for_alone(
     assert!(!format!("{line}{json}").contains("s3cret"));
 
     let pid = Pid::from_child(&some.child);
-    kill_process(pid, Signal::INT).expect("it runs");
+    kill_process(pid, Signal::TERM).expect("it runs");
     assert!(!some.end().await.success());
 
     let output = segspool(&relay.admin, &["tail", "--lane", "xyz"]);
