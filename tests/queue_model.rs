@@ -52,6 +52,8 @@ enum Op {
     Purge {
         at: prop::sample::Index,
     },
+    /// Waits for the cursors to be saved.
+    Save,
     Reopen {
         volume_bytes: u64,
     },
@@ -73,6 +75,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(lane, at, len, twice)| Op::Settle { lane, at, len, twice }),
         2 => (lane, any::<prop::sample::Index>()).prop_map(|(lane, at)| Op::Bury { lane, at }),
         1 => any::<prop::sample::Index>().prop_map(|at| Op::Purge { at }),
+        1 => Just(Op::Save),
         2 => volume_bytes().prop_map(|volume_bytes| Op::Reopen { volume_bytes }),
         1 => volume_bytes().prop_map(|volume_bytes| Op::Crash { volume_bytes }),
     ];
@@ -99,15 +102,15 @@ struct LaneModel {
     letters: BTreeMap<usize, DeadLetter>,
     /// Every event that ever was one. No later process gives it again.
     buried: BTreeSet<usize>,
-    /// No process has to read anything below this again: it was settled when the cursors were last known to be saved.
-    saved: usize,
+    /// What was settled when the cursors were last known to be saved: no process gives it again.
+    saved: BTreeSet<usize>,
 }
 
 /// An event that was read: which one of its lane, and its place in the spool.
 #[derive(Clone, Copy)]
 struct ReadEvent {
     event: usize,
-    /// None for one that was left out, since it was buried by an earlier process.
+    /// None for one that was left out, since it was settled or buried by an earlier process.
     place: Option<Place>,
 }
 
@@ -127,6 +130,22 @@ impl LaneModel {
     /// Whether a read gives an event's ordinal only: it is buried, and was settled by another process.
     fn is_left_out(&self, event: usize) -> bool {
         self.buried.contains(&event)
+    }
+
+    /// The cursors are known to be saved.
+    fn save(&mut self) {
+        let settled = (0..self.events.len()).filter(|event| !self.waiting.contains(event));
+        self.saved = settled.collect();
+    }
+
+    /// Fills up to `ordinal` what was not given: it was settled when the process started.
+    fn pass_over(&mut self, ordinal: u64) {
+        let none = ReadEvent {
+            event: usize::MAX,
+            place: None,
+        };
+        self.read
+            .resize(self.read.len().max(ordinal as usize), none);
     }
 
     /// The events that `range`, a range of ordinals, covers.
@@ -190,6 +209,12 @@ impl Pair {
             }
             Op::Bury { lane, at } => self.bury(lane, at).await?,
             Op::Purge { at } => self.purge(at).await?,
+            Op::Save => {
+                let spool = self.spool();
+                let saved = spool.queue.resume(&spool.lanes[0]).await;
+                prop_assert!(saved.is_ok());
+                self.models.iter_mut().for_each(LaneModel::save);
+            }
             Op::Reopen { volume_bytes } => self.reopen(volume_bytes).await?,
             Op::Crash { volume_bytes } => self.crash(volume_bytes).await?,
         }
@@ -233,7 +258,8 @@ impl Pair {
         let model = &mut self.models[lane];
         let mut read = 0;
         for (ordinal, given) in in_order(&reading) {
-            prop_assert_eq!(ordinal, model.read.len() as u64);
+            prop_assert!(ordinal >= model.read.len() as u64);
+            model.pass_over(ordinal);
             let Some(event) = model.unread.pop_front() else {
                 return Err(TestCaseError::fail(format!(
                     "lane {lane} gave more than it has"
@@ -302,19 +328,15 @@ impl Pair {
         Ok(())
     }
 
-    /// After an orderly stop each lane goes on at its lowest unsettled event.
+    /// After an orderly stop each lane has what is not settled, and nothing else.
     async fn reopen(&mut self, volume_bytes: u64) -> Result<(), TestCaseError> {
-        let one_volume = self.spool().queue.usage().volumes == 1;
         self.spool().queue.close().await;
         self.open_anew(volume_bytes).await;
-        for model in &mut self.models {
-            let lowest = model.waiting.first().copied().unwrap_or(model.events.len());
-            model.saved = lowest;
-        }
-        self.take_stock(one_volume).await
+        self.models.iter_mut().for_each(LaneModel::save);
+        self.take_stock(true).await
     }
 
-    /// After a crash more may come again, but nothing that had been settled at the last orderly start.
+    /// After a crash more may come again, but nothing that had been settled when the cursors were last saved.
     async fn crash(&mut self, volume_bytes: u64) -> Result<(), TestCaseError> {
         let copy = tempdir();
         copy_spool(self.dir.path(), copy.path());
@@ -329,17 +351,20 @@ impl Pair {
         self.spool = Some(Spool::open(self.dir.path(), volume_bytes).await);
     }
 
-    /// Lays the model over what the new process found: everything that was waiting, in order, and of what was settled nothing
-    /// from before the cursor; beyond it all (`exact`), or all but the volumes that were drained and so deleted.
+    /// Lays the model over what the new process found: everything that was waiting, in order, and of what was settled since
+    /// the cursors were last known to be saved all, or, unless it is to be `exact`, what was not saved later and lies in no volume
+    /// that was drained and so deleted.
     async fn take_stock(&mut self, exact: bool) -> Result<(), TestCaseError> {
         let spool = self.spool.as_ref().expect("it was opened just now");
         for lane in 0..LANES {
             let model = &mut self.models[lane];
             model.read.clear();
-            model.unread = (model.saved..model.events.len()).collect();
+            let all = 0..model.events.len();
+            model.unread = all.filter(|event| !model.saved.contains(event)).collect();
             let all: BTreeSet<_> = model.unread.iter().copied().collect();
             let before = std::mem::replace(&mut model.waiting, all);
             let depth = spool.lanes[lane].depth();
+            prop_assert_eq!(spool.lanes[lane].recovered_events(), depth.events);
             if model.depth() == (depth.events, depth.bytes) {
                 continue;
             }
@@ -354,7 +379,10 @@ impl Pair {
             model.waiting.clear();
             let mut expected = std::mem::take(&mut model.unread).into_iter();
             let mut left_out = Vec::new();
-            for (ordinal, given) in in_order(&reading) {
+            let given = in_order(&reading);
+            prop_assert_eq!(given.len() as u64, depth.events, "lane {} took up", lane);
+            for (ordinal, given) in given {
+                model.pass_over(ordinal);
                 let Some((bytes, place)) = given else {
                     // Which one it is the letter does not say; it takes its turn.
                     left_out.push(ordinal);

@@ -1,11 +1,15 @@
 //! The cursors: how far each lane has come. One small checked file, replaced atomically, the previous one kept.
 //!
-//! It may lag behind: a crash re-sends what was settled since it was last saved, with the same messageIds. It is never
-//! ahead: an event before a cursor has been settled.
+//! A lane may have settled events beyond its cursor too, when an event that fails lets others pass: these islands are saved with
+//! it, so that a start does not send them again.
+//!
+//! The file may lag behind: a crash re-sends what was settled since it was last saved, with the same messageIds. It is never
+//! ahead: an event before a cursor, or in an island, has been settled.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -37,13 +41,65 @@ pub(super) struct Passed {
     pub(super) bytes: u64,
 }
 
+impl Cursor {
+    /// The place of the first event that it has not passed.
+    pub(super) fn place(&self) -> Place {
+        (self.position, self.events)
+    }
+}
+
+/// An event's record, and its index there.
+pub(super) type Place = (Position, u32);
+
+/// Settled events of one volume, one after another, beyond the cursor of their lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Island {
+    pub(super) volume: VolumeNumber,
+    pub(super) first: Place,
+    /// The place behind the last one, in the same record.
+    pub(super) end: Place,
+    /// How much they are, so that the rest of the volume can be counted without reading it.
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+impl Island {
+    /// The indexes of those of its events that lie in this record; none where the record lies elsewhere.
+    pub(super) fn within(&self, volume: VolumeNumber, position: Position) -> Option<Range<u32>> {
+        let is_there = self.volume == volume && (self.first.0..=self.end.0).contains(&position);
+        is_there.then(|| {
+            let start = if self.first.0 == position {
+                self.first.1
+            } else {
+                0
+            };
+            let end = if self.end.0 == position {
+                self.end.1
+            } else {
+                u32::MAX
+            };
+            start..end
+        })
+    }
+}
+
+/// All that a lane has settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stand {
+    #[serde(flatten)]
+    pub(super) cursor: Cursor,
+    /// In order. Without them, as in the file of an earlier version, more is sent again than need be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) beyond: Vec<Island>,
+}
+
 /// What the file holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Cursors {
     /// Positions and volume numbers below these have been used, though nothing on disk may show it any more.
     pub(super) next_position: Position,
     pub(super) next_volume: VolumeNumber,
-    pub(super) lanes: Vec<(LaneName, Cursor)>,
+    pub(super) lanes: Vec<(LaneName, Stand)>,
     /// The lanes that an operator has paused.
     #[serde(default)]
     pub(super) paused: Vec<LaneName>,
@@ -98,7 +154,8 @@ impl SavedCursors {
         *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = lanes;
     }
 
-    /// Whether no later process will read this event of a lane again.
+    /// Whether no later process will read this event of a lane again. Of one in an island it does not say so: the previous
+    /// cursors, should they be needed, may lack the island.
     pub(super) fn have_passed(&self, lane: LaneId, position: Position, index: u32) -> bool {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         match lanes.get(&lane) {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Position;
-use super::cursors::{Cursor, Cursors};
+use super::cursors::{Cursors, Stand};
 use super::dead_letters::{Buried, LettersExam};
 use super::files;
 use super::lane::Extent;
@@ -165,7 +165,7 @@ pub fn examine(
 }
 
 struct Examiner<'a> {
-    cursors: HashMap<LaneId, (LaneName, Cursor)>,
+    cursors: HashMap<LaneId, (LaneName, Stand)>,
     lanes: BTreeMap<LaneId, LaneExam>,
     buried: Buried,
     take: &'a mut dyn FnMut(Salvaged<'_>) -> io::Result<()>,
@@ -272,8 +272,13 @@ impl Examiner<'_> {
         record: &Unpacked,
         exam: &mut VolumeExam,
     ) -> io::Result<()> {
-        let cursor = self.cursors.get(&name.id());
-        let cursor = cursor.map_or_else(Cursor::default, |(_, cursor)| *cursor);
+        let none = Stand::default();
+        let stand = self.cursors.get(&name.id());
+        let Stand { cursor, beyond } = stand.map_or(&none, |(_, stand)| stand);
+        let islands = beyond
+            .iter()
+            .filter_map(|island| island.within(exam.number, position));
+        let islands: Vec<_> = islands.collect();
         let settled = match position.cmp(&cursor.position) {
             std::cmp::Ordering::Less => u32::MAX,
             std::cmp::Ordering::Equal => cursor.events,
@@ -284,7 +289,10 @@ impl Examiner<'_> {
         for (index, end) in (0u32..).zip(&record.ends) {
             let event = &record.bytes[start as usize..*end as usize];
             start = *end;
-            let is_settled = !exam.in_quarantine && (index < settled || buried.contains(&index));
+            let is_settled = !exam.in_quarantine
+                && (index < settled
+                    || islands.iter().any(|island| island.contains(&index))
+                    || buried.contains(&index));
             let lane = self.lane(name);
             if exam.in_quarantine {
                 lane.quarantined_events += 1;

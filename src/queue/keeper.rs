@@ -131,7 +131,7 @@ fn save(shared: &Shared) -> bool {
         next_volume: shared.next_volume.load(Ordering::Relaxed),
         lanes: lanes
             .iter()
-            .map(|lane| (lane.name().clone(), lane.cursor()))
+            .map(|lane| (lane.name().clone(), lane.stand()))
             .collect(),
         paused: lanes
             .iter()
@@ -146,7 +146,7 @@ fn save(shared: &Shared) -> bool {
     let saved = lanes.iter().zip(&cursors.lanes);
     shared
         .saved
-        .set(saved.map(|(lane, (_, cursor))| (lane.id(), *cursor)));
+        .set(saved.map(|(lane, (_, stand))| (lane.id(), stand.cursor)));
     shared.dead_letters.cursors_saved();
     for volume in drained {
         if volume.is_damaged() {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::Position;
-use super::cursors::Cursor;
+use super::cursors::{Passed, Stand};
 use super::name::{LaneId, LaneName};
 use super::record::Unpacked;
 use super::unsettled::{Settled, Stretch, Unsettled};
@@ -144,7 +144,7 @@ struct State {
     /// The position from which the next record is read, and how many of its events are settled if it is the very one.
     read_to: Position,
     skip: u32,
-    unsettled: Unsettled<VolumeNumber>,
+    unsettled: Unsettled,
     depth: Depth,
     recovered_events: u64,
     lost_events: u64,
@@ -167,15 +167,15 @@ pub(super) struct Span {
 }
 
 impl Lane {
-    pub(super) fn new(name: LaneName, cursor: Cursor) -> Lane {
+    pub(super) fn new(name: LaneName, stand: Stand) -> Lane {
         Lane {
             id: name.id(),
             name,
             state: Mutex::new(State {
                 extents: VecDeque::new(),
-                read_to: cursor.position,
-                skip: cursor.events,
-                unsettled: Unsettled::new(cursor),
+                read_to: stand.cursor.position,
+                skip: stand.cursor.events,
+                unsettled: Unsettled::new(stand),
                 depth: Depth::default(),
                 recovered_events: 0,
                 lost_events: 0,
@@ -252,22 +252,28 @@ impl Lane {
         });
     }
 
-    pub(super) fn cursor(&self) -> Cursor {
-        self.state().unsettled.cursor()
+    pub(super) fn stand(&self) -> Stand {
+        self.state().unsettled.stand()
     }
 
-    /// Adds what a volume of an earlier process holds: `events` and `bytes` of `extent` are not settled.
-    pub(super) fn recover(&self, volume: VolumeNumber, extent: &Extent, events: u64, bytes: u64) {
+    /// Adds what a volume of an earlier process holds: of `extent`, `passed` lies before the cursor and `left` is not settled.
+    pub(super) fn recover(
+        &self,
+        volume: VolumeNumber,
+        extent: &Extent,
+        passed: Passed,
+        left: Depth,
+    ) {
         let mut state = self.state();
-        if events < extent.events {
+        if passed.events > 0 {
             state.unsettled.stands_in(volume);
         }
-        state.recovered_events += events;
+        state.recovered_events += left.events;
         state.add(
             volume,
             &Extent {
-                events,
-                bytes,
+                events: left.events,
+                bytes: left.bytes,
                 ..*extent
             },
         );
@@ -308,13 +314,13 @@ impl Lane {
         None
     }
 
-    /// Notes that the record at `position` was read and returns the events of it that are not settled.
+    /// Notes that the record at `position` was read and returns those stretches of it that are not settled.
     pub(super) fn note_read(
         &self,
         volume: VolumeNumber,
         position: Position,
         unpacked: Unpacked,
-    ) -> Record {
+    ) -> Vec<Record> {
         let mut state = self.state();
         let mut skipped = 0;
         if position == state.read_to {
@@ -330,37 +336,45 @@ impl Lane {
             .expect("no more is skipped than there is");
         state.skip = 0;
         state.read_to = position + 1;
-        if let Some(extent) = state.extents.front_mut() {
-            extent.events = extent.events.saturating_sub(ends.len() as u64);
-            extent.bytes = extent.bytes.saturating_sub(bytes.len() as u64);
-        }
-        let first = state
+        let (first, open) = state
             .unsettled
             .read(position, volume, accepted_at_ms, skipped, &ends);
-        Record {
+        let record = Record {
             position,
             accepted_at_ms,
             first,
             skipped,
             bytes,
             ends,
+        };
+        let index = |ordinal: u64| (ordinal - first) as usize;
+        let parts = open
+            .into_iter()
+            .map(|part| record.part(index(part.start)..index(part.end)));
+        let parts: Vec<_> = parts.collect();
+        if let Some(extent) = state.extents.front_mut() {
+            for part in &parts {
+                extent.events = extent.events.saturating_sub(part.len() as u64);
+                extent.bytes = extent.bytes.saturating_sub(part.bytes.len() as u64);
+            }
         }
+        parts
     }
 
     /// Where those of these events lie that are not settled.
-    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch<VolumeNumber>> {
+    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch> {
         self.state().unsettled.find(ordinals)
     }
 
     /// Counts events as lost that were read once and can be read no more. Returns how many of each volume.
-    pub(super) fn lose(&self, ordinals: Range<u64>) -> Vec<Settled<VolumeNumber>> {
+    pub(super) fn lose(&self, ordinals: Range<u64>) -> Vec<Settled> {
         let settled = self.settle(ordinals);
         self.state().lost_events += settled.iter().map(|part| part.events).sum::<u64>();
         settled
     }
 
     /// Settles events by their ordinals; returns how many of each volume were settled just now.
-    pub(super) fn settle(&self, ordinals: Range<u64>) -> Vec<Settled<VolumeNumber>> {
+    pub(super) fn settle(&self, ordinals: Range<u64>) -> Vec<Settled> {
         let mut state = self.state();
         let settled = state.unsettled.settle(ordinals);
         for part in &settled {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::cursors::Cursor;
+use super::cursors::Stand;
 use super::lane::Lane;
 use super::name::{LaneId, LaneName};
 
@@ -29,7 +29,7 @@ impl Lanes {
 
     /// The lane of that name, made if it is new; `None` where [`LANES_MAX`] lanes exist already.
     pub(super) fn lane(&self, name: &LaneName) -> Option<Arc<Lane>> {
-        self.lane_or(name, || Lane::new(name.clone(), Cursor::default()))
+        self.lane_or(name, || Lane::new(name.clone(), Stand::default()))
     }
 
     pub(super) fn lane_or(&self, name: &LaneName, new: impl FnOnce() -> Lane) -> Option<Arc<Lane>> {

@@ -11,8 +11,8 @@
 //! - **An append returns after the sync.** One thread commits what waits as a group: `apply_batch`, `flush`, `fdatasync`.
 //! - **Volumes are immutable once sealed**, nothing is ever removed from one, and each is deleted whole. So disk comes
 //!   back, and a damaged volume costs what is in it and nothing else.
-//! - **A cursor never runs ahead.** It names the lowest event of its lane that is not settled. It may lag: a crash re-sends a
-//!   moment's worth.
+//! - **A cursor never runs ahead.** It names the lowest event of its lane that is not settled. What is settled beyond it is
+//!   saved with it. It may lag: a crash re-sends a moment's worth.
 //! - **Depth is counted, never asked**, and memory does not grow with the backlog: an entry for each lane in each volume.
 //!
 //! On disk: `LOCK`, `format`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/` (with `.new` and `.old`
@@ -281,7 +281,10 @@ impl Queue {
         let recovered = recovery::take_up(&lanes, &cursors, &found);
 
         let saved = Arc::new(SavedCursors::new(
-            lanes.all().iter().map(|lane| (lane.id(), lane.cursor())),
+            lanes
+                .all()
+                .iter()
+                .map(|lane| (lane.id(), lane.stand().cursor)),
             recovered.next_position,
         ));
 

@@ -10,7 +10,6 @@ use super::lane::{Depth, Lane, Record};
 use super::record::Unpacked;
 use super::store::StoreError;
 use super::unsettled::Stretch;
-use super::volume::VolumeNumber;
 
 /// Reads one lane. Reading goes ahead of settling; what was read and never settled is read again by the next process.
 #[derive(Debug)]
@@ -22,7 +21,7 @@ pub struct LaneReader {
 /// What was read.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// The records, without the events that are buried.
+    /// The records, without the events that are buried, and without those that an earlier process settled.
     pub records: Vec<Record>,
     /// The ordinals of events that an earlier process has made dead letters, and could not settle before it died. They are to be
     /// counted, and settled at once.
@@ -114,9 +113,10 @@ fn read(shared: &Shared, lane: &Lane, bytes_min: usize) -> Result<Reading, ReadE
                 span.from,
                 span.last,
                 |position, unpacked| {
-                    let record = lane.note_read(span.volume, position, unpacked);
-                    bytes += record.bytes.len();
-                    records.push(record);
+                    for record in lane.note_read(span.volume, position, unpacked) {
+                        bytes += record.bytes.len();
+                        records.push(record);
+                    }
                     complete = bytes < bytes_min || position == span.last;
                     bytes < bytes_min
                 },
@@ -225,7 +225,7 @@ fn read_again(
 }
 
 /// The events of a stretch, where the stored record has them.
-fn part(stretch: &Stretch<VolumeNumber>, unpacked: Unpacked) -> Option<Record> {
+fn part(stretch: &Stretch, unpacked: Unpacked) -> Option<Record> {
     let start = stretch.index as usize;
     let len = (stretch.ordinals.end - stretch.ordinals.start) as usize;
     let Unpacked {
@@ -244,7 +244,7 @@ fn part(stretch: &Stretch<VolumeNumber>, unpacked: Unpacked) -> Option<Record> {
 }
 
 /// Counts as lost what was read once and is not there any more, and leaves the queue as if it had been settled.
-fn lose(shared: &Shared, lane: &Lane, stretch: &Stretch<VolumeNumber>) {
+fn lose(shared: &Shared, lane: &Lane, stretch: &Stretch) {
     if let Some(volume) = shared.volumes.get(stretch.volume) {
         volume.mark_damaged();
     }

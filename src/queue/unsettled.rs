@@ -1,20 +1,25 @@
 //! What a lane has read and not yet settled, and so where its cursor stands. Pure: no clock, no disk, no lock.
 //!
 //! Events a lane reads are numbered from 0 as they are read, over the life of the process; such a number is an
-//! *ordinal*. Batches settle in any order; the cursor is the lowest event not settled, so a crash re-sends what was settled
-//! beyond it and loses nothing. Settling twice counts once.
+//! *ordinal*. Batches settle in any order; the cursor is the lowest event not settled, and what is settled beyond it are islands.
+//! Those of an earlier process are kept until they are read again, and count as settled then. Settling twice counts once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use super::Position;
-use super::cursors::{Cursor, Passed};
+use super::cursors::{Cursor, Island, Passed, Place, Stand};
+use super::volume::VolumeNumber;
+
+/// How many islands of a lane are saved: each takes about a hundred bytes of every save. A webhook's loop lets 1024 events wait by
+/// themselves, so this is enough for it; what lies beyond would be sent again.
+const ISLANDS_MAX: usize = 1280;
 
 /// A record that was read, from its first event not settled when it was read.
 #[derive(Debug)]
-struct ReadRecord<V> {
+struct ReadRecord {
     position: Position,
-    volume: V,
+    volume: VolumeNumber,
     accepted_at_ms: i64,
     /// The ordinal of its first event.
     first: u64,
@@ -22,11 +27,24 @@ struct ReadRecord<V> {
     skipped: u32,
     /// Where each event ends, in bytes, from the first one on.
     ends: Box<[u32]>,
+    /// The bytes of all events with a lower ordinal than its first one.
+    bytes_before: u64,
 }
 
-impl<V> ReadRecord<V> {
+impl ReadRecord {
     fn end(&self) -> u64 {
         self.first + self.ends.len() as u64
+    }
+
+    /// The bytes of all events with a lower ordinal than this one, which lies in this record or just behind it.
+    fn bytes_before(&self, ordinal: u64) -> u64 {
+        self.bytes_before + self.bytes(self.first..ordinal)
+    }
+
+    /// Where the event with this ordinal lies, which is in this record or would be just behind it.
+    fn place(&self, ordinal: u64) -> Place {
+        let index = self.skipped + (ordinal - self.first) as u32;
+        (self.position, index)
     }
 
     /// The bytes of the events with these ordinals, all of them in this record.
@@ -41,65 +59,71 @@ impl<V> ReadRecord<V> {
 
 /// A part of what a call to [`Unsettled::settle`] settled: so many events of one volume.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Settled<V> {
-    pub(super) volume: V,
+pub(super) struct Settled {
+    pub(super) volume: VolumeNumber,
     pub(super) events: u64,
     pub(super) bytes: u64,
 }
 
 /// Neighbouring events of one stored record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stretch<V> {
-    pub(super) volume: V,
+pub(super) struct Stretch {
+    pub(super) volume: VolumeNumber,
     pub(super) position: Position,
     pub(super) ordinals: Range<u64>,
     /// The place of the first of them in the stored record.
     pub(super) index: u32,
 }
 
-/// The events of one lane between its cursor and how far it has read. `V` names a volume.
+/// The events of one lane between its cursor and how far it has read.
 #[derive(Debug)]
-pub(super) struct Unsettled<V> {
-    records: VecDeque<ReadRecord<V>>,
+pub(super) struct Unsettled {
+    records: VecDeque<ReadRecord>,
     /// Every event with a lower ordinal is settled.
     head: u64,
     /// The ordinal that the next event to be read gets.
     next: u64,
     /// Settled runs of events beyond `head`: first ordinal → the one after the last.
     beyond: BTreeMap<u64, u64>,
+    /// The bytes of all events read.
+    bytes_read: u64,
+    /// What an earlier process settled and this one has not read again, in order.
+    kept: Vec<Island>,
     /// The cursor, as long as no record is waiting here.
     resting: Cursor,
-    passed_in: Option<V>,
+    passed_in: Option<VolumeNumber>,
 }
 
-impl<V: Copy + PartialEq> Unsettled<V> {
-    /// Nothing read yet; the lane stands at `cursor`.
-    pub(super) fn new(cursor: Cursor) -> Unsettled<V> {
+impl Unsettled {
+    /// Nothing read yet; an earlier process left the lane at `stand`.
+    pub(super) fn new(stand: Stand) -> Unsettled {
         Unsettled {
             records: VecDeque::new(),
             head: 0,
             next: 0,
             beyond: BTreeMap::new(),
-            resting: cursor,
+            bytes_read: 0,
+            kept: stand.beyond,
+            resting: stand.cursor,
             passed_in: None,
         }
     }
 
     /// Says in which volume the cursor lies, so that what it has passed there goes on being counted.
-    pub(super) fn stands_in(&mut self, volume: V) {
+    pub(super) fn stands_in(&mut self, volume: VolumeNumber) {
         self.passed_in = Some(volume);
     }
 
-    /// Notes that a record was read, without its first `skipped` events, and returns the ordinal of the first that remains.
-    /// `ends` tells where each remaining event ends.
+    /// Notes that a record was read, without its first `skipped` events. `ends` tells where each remaining event ends. Returns
+    /// the ordinal of the first that remains, and those of all that are not settled.
     pub(super) fn read(
         &mut self,
         position: Position,
-        volume: V,
+        volume: VolumeNumber,
         accepted_at_ms: i64,
         skipped: u32,
         ends: &[u32],
-    ) -> u64 {
+    ) -> (u64, Vec<Range<u64>>) {
         let first = self.next;
         self.next += ends.len() as u64;
         self.records.push_back(ReadRecord {
@@ -109,14 +133,46 @@ impl<V: Copy + PartialEq> Unsettled<V> {
             first,
             skipped,
             ends: ends.into(),
+            bytes_before: self.bytes_read,
         });
-        first
+        self.bytes_read += ends.last().copied().map_or(0, u64::from);
+        self.take_up_kept(volume, position);
+        (first, self.open(first.max(self.head)..self.next))
+    }
+
+    /// Settles what an earlier process has settled of the record read last. It was never counted as waiting.
+    fn take_up_kept(&mut self, volume: VolumeNumber, position: Position) {
+        let Some(record) = self.records.back() else {
+            return;
+        };
+        let len = record.ends.len() as u32;
+        let ordinal = |index: u32| {
+            let index = index.saturating_sub(record.skipped).min(len);
+            record.first + u64::from(index)
+        };
+        let from = self.kept.partition_point(|i| i.end.0 < position);
+        let mut settled = Vec::new();
+        for island in &mut self.kept[from..] {
+            let Some(indexes) = island.within(volume, position) else {
+                break;
+            };
+            let part = ordinal(indexes.start)..ordinal(indexes.end);
+            island.events = island.events.saturating_sub(part.end - part.start);
+            island.bytes = island.bytes.saturating_sub(record.bytes(part.clone()));
+            island.first = (position + 1, 0);
+            settled.push(part);
+        }
+        self.kept.retain(|i| i.first < i.end);
+        for part in settled {
+            self.mark(part);
+        }
+        self.advance();
     }
 
     /// Settles the events with these ordinals and moves the cursor as far as it goes. Returns what was settled just now, volume
     /// by volume; events settled before or never read count nothing.
-    pub(super) fn settle(&mut self, ordinals: Range<u64>) -> Vec<Settled<V>> {
-        let mut settled: Vec<Settled<V>> = Vec::new();
+    pub(super) fn settle(&mut self, ordinals: Range<u64>) -> Vec<Settled> {
+        let mut settled: Vec<Settled> = Vec::new();
         for fresh in self.mark(ordinals.start.max(self.head)..ordinals.end.min(self.next)) {
             let from = self.records.partition_point(|r| r.end() <= fresh.start);
             for record in self
@@ -160,13 +216,47 @@ impl<V: Copy + PartialEq> Unsettled<V> {
         }
     }
 
+    /// The cursor, and what is settled beyond it: read by this process or kept from an earlier one.
+    pub(super) fn stand(&mut self) -> Stand {
+        let cursor = self.cursor();
+        self.kept.retain(|island| island.first >= cursor.place());
+        let mut beyond = self.kept.clone();
+        for (first, end) in self.beyond.iter().take(ISLANDS_MAX) {
+            self.add_islands(*first..*end, &mut beyond);
+        }
+        beyond.sort_unstable_by_key(|island| island.first);
+        beyond.truncate(ISLANDS_MAX);
+        Stand { cursor, beyond }
+    }
+
+    /// Adds the islands, one a volume, that these events make.
+    fn add_islands(&self, ordinals: Range<u64>, islands: &mut Vec<Island>) {
+        let mut start = ordinals.start;
+        let mut from = self.records.partition_point(|r| r.end() <= start);
+        while let Some(first) = self.records.get(from).filter(|_| start < ordinals.end) {
+            let behind = self
+                .records
+                .partition_point(|r| r.volume <= first.volume && r.first < ordinals.end);
+            let last = &self.records[behind - 1];
+            let end = last.end().min(ordinals.end);
+            islands.push(Island {
+                volume: first.volume,
+                first: first.place(start),
+                end: last.place(end),
+                events: end - start,
+                bytes: last.bytes_before(end) - first.bytes_before(start),
+            });
+            (start, from) = (end, behind);
+        }
+    }
+
     /// When the oldest event read and not settled was accepted, in Unix ms.
     pub(super) fn oldest_ms(&self) -> Option<i64> {
         self.records.front().map(|record| record.accepted_at_ms)
     }
 
     /// Where those events with these ordinals lie that are not settled, in order.
-    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch<V>> {
+    pub(super) fn find(&self, ordinals: Range<u64>) -> Vec<Stretch> {
         let mut found = Vec::new();
         for open in self.open(ordinals.start.max(self.head)..ordinals.end.min(self.next)) {
             let from = self.records.partition_point(|r| r.end() <= open.start);
@@ -187,8 +277,13 @@ impl<V: Copy + PartialEq> Unsettled<V> {
     /// The parts of a range that are not settled.
     fn open(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut open = Vec::new();
+        if range.is_empty() {
+            return open;
+        }
         let mut at = range.start;
-        for (&start, &end) in self.beyond.range(..range.end) {
+        let before = self.beyond.range(..=at).next_back();
+        let from = before.map_or(at, |(start, _)| *start);
+        for (&start, &end) in self.beyond.range(from..range.end) {
             if start > at {
                 open.push(at..start);
             }
@@ -269,15 +364,15 @@ impl<V: Copy + PartialEq> Unsettled<V> {
 mod tests {
     use super::*;
 
-    fn lane() -> Unsettled<u64> {
-        let mut lane = Unsettled::new(Cursor::default());
-        assert_eq!(lane.read(10, 1, 100, 0, &[5, 10, 15]), 0);
-        assert_eq!(lane.read(12, 1, 200, 0, &[7]), 3);
-        assert_eq!(lane.read(20, 2, 300, 0, &[1, 2]), 4);
+    fn lane() -> Unsettled {
+        let mut lane = Unsettled::new(Stand::default());
+        assert_eq!(lane.read(10, 1, 100, 0, &[5, 10, 15]).0, 0);
+        assert_eq!(lane.read(12, 1, 200, 0, &[7]).0, 3);
+        assert_eq!(lane.read(20, 2, 300, 0, &[1, 2]).0, 4);
         lane
     }
 
-    fn at(lane: &Unsettled<u64>) -> (Position, u32, u64, u64) {
+    fn at(lane: &Unsettled) -> (Position, u32, u64, u64) {
         let c = lane.cursor();
         (c.position, c.events, c.passed.events, c.passed.bytes)
     }
@@ -378,7 +473,10 @@ mod tests {
                 bytes: 90,
             },
         };
-        let mut lane = Unsettled::new(cursor);
+        let mut lane = Unsettled::new(Stand {
+            cursor,
+            ..Stand::default()
+        });
         lane.stands_in(1);
         lane.read(10, 1, 0, 2, &[5, 10]);
         assert_eq!(at(&lane), (10, 2, 9, 90));
@@ -388,10 +486,86 @@ mod tests {
         assert_eq!(at(&lane), (11, 0, 11, 100));
     }
 
+    /// Ten records of four events, five in each volume; `settled` beyond the first one.
+    fn ten_records(stand: Stand, settled: Range<u64>) -> Unsettled {
+        let mut lane = Unsettled::new(stand);
+        for record in 0..10 {
+            lane.read(record, record / 5, 0, 0, &[1, 2, 3, 4]);
+        }
+        lane.settle(settled);
+        lane
+    }
+
+    fn island(volume: u64, first: Place, end: Place, events: u64) -> Island {
+        Island {
+            volume,
+            first,
+            end,
+            events,
+            bytes: events,
+        }
+    }
+
+    #[test]
+    fn what_is_settled_beyond_the_cursor_is_an_island_in_each_volume() {
+        let stand = ten_records(Stand::default(), 2..30).stand();
+        assert_eq!(stand.cursor, Cursor::default());
+        let expected = [island(0, (0, 2), (4, 4), 18), island(1, (5, 0), (7, 2), 10)];
+        assert_eq!(stand.beyond, expected);
+    }
+
+    #[test]
+    fn an_island_is_left_out_when_it_is_read_again_and_kept_until_the_cursor_has_passed_it() {
+        let left = ten_records(Stand::default(), 2..30).stand();
+        let mut lane = Unsettled::new(left.clone());
+        assert_eq!(lane.stand(), left, "nothing has been read again");
+        assert_eq!(lane.read(0, 0, 0, 0, &[1, 2, 3, 4]), (0, vec![0..2]));
+        let islands = |lane: &mut Unsettled| {
+            let islands = lane.stand().beyond;
+            islands.iter().map(|i| i.events).sum::<u64>()
+        };
+        assert_eq!(islands(&mut lane), 28, "some has been read again");
+        for record in 1..7 {
+            let (first, open) = lane.read(record, record / 5, 0, 0, &[1, 2, 3, 4]);
+            assert_eq!((first, open), (record * 4, Vec::new()));
+        }
+        assert_eq!(lane.read(7, 1, 0, 0, &[1, 2, 3, 4]), (28, vec![30..32]));
+        assert_eq!(lane.stand(), left, "all of it has been read again");
+        let settled = lane.settle(0..32);
+        assert_eq!(settled.iter().map(|s| s.events).sum::<u64>(), 4);
+        assert_eq!(at(&lane), (8, 0, 12, 12));
+        assert!(lane.stand().beyond.is_empty());
+    }
+
+    #[test]
+    fn an_island_counts_for_the_record_of_its_own_volume_only() {
+        let stand = Stand {
+            beyond: vec![island(7, (3, 0), (4, 4), 8)],
+            ..Stand::default()
+        };
+        let mut lane = Unsettled::new(stand);
+        assert_eq!(lane.read(3, 8, 0, 0, &[1, 2]), (0, vec![0..2]));
+    }
+
+    #[test]
+    fn so_many_islands_are_saved_and_no_more() {
+        let mut lane = Unsettled::new(Stand::default());
+        let ordinals = 0..4 * ISLANDS_MAX as u64;
+        for position in ordinals.clone() {
+            lane.read(position, 0, 0, 0, &[1]);
+        }
+        for odd in ordinals.skip(1).step_by(2) {
+            lane.settle(odd..odd + 1);
+        }
+        let beyond = lane.stand().beyond;
+        assert_eq!(beyond.len(), ISLANDS_MAX);
+        assert_eq!(beyond[0].first, (1, 0));
+    }
+
     proptest::proptest! {
         #[test]
         fn any_order_of_settling_agrees_with_a_plain_set(ranges in proptest::collection::vec((0u64..40, 0u64..12), 0..30)) {
-            let mut lane = Unsettled::new(Cursor::default());
+            let mut lane = Unsettled::new(Stand::default());
             for record in 0..10 {
                 lane.read(record, record / 4, 0, 0, &[1, 2, 3, 4]);
             }
@@ -408,6 +582,21 @@ mod tests {
                 assert!(found.iter().all(|s| s.position * 4 + u64::from(s.index) == s.ordinals.start));
                 let found = found.into_iter().flat_map(|s| s.ordinals);
                 assert!(found.eq((0..40).filter(|o| !model.contains(o))));
+
+                // Another process reads exactly what is not settled, and it too would save the same.
+                let stand = lane.stand();
+                let mut next = Unsettled::new(stand.clone());
+                let Cursor { position: from, events: skip, .. } = stand.cursor;
+                let mut read = Vec::new();
+                for record in from..10 {
+                    let skipped = if record == from { skip } else { 0 };
+                    let ends: Vec<_> = (1..=4 - skipped).collect();
+                    let (first, open) = next.read(record, record / 4, 0, skipped, &ends);
+                    let place = |o| record * 4 + u64::from(skipped) + o - first;
+                    read.extend(open.into_iter().flatten().map(place));
+                }
+                assert!(read.into_iter().eq((0..40).filter(|o| !model.contains(o))));
+                assert_eq!(next.stand().beyond, stand.beyond);
             }
         }
     }
