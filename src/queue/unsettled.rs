@@ -361,6 +361,10 @@ impl Unsettled {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "one range of ordinals is meant, not its numbers"
+)]
 mod tests {
     use super::*;
 

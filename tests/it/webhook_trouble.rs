@@ -143,6 +143,44 @@ async fn events_at_fault_hold_up_nobody_whatever_they_are_answered_and_however_m
     }
 }
 
+/// One event that failed once had everything that was delivered behind it sent again at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_sends_nothing_again_that_was_delivered_behind_an_event_at_fault() {
+    let (dir, segment) = (spool(), segment().await);
+    let server = Server::start(|request| {
+        let is_bad = id(&request.json()) == "bad-0";
+        if is_bad {
+            answer(500, "", "")
+        } else {
+            success()
+        }
+    })
+    .await;
+    let config = RETRY.to_owned() + &webhook("picky", &server.url(), "");
+    let mut relay = start(dir.path(), &segment.url(), &config).await;
+    relay.track(KEY, &ids("bad", 0..1)).await;
+    for n in 0..20 {
+        relay.track(KEY, &ids("good", n * 100..(n + 1) * 100)).await;
+    }
+    let passed = |stats: &Snapshot| hooks(stats)[0].delivered_events == 2000;
+    relay.until(passed).await;
+    assert!(relay.stop().await.success());
+
+    let relay = start(dir.path(), &segment.url(), &config).await;
+    let stats = relay.stats().await;
+    assert_eq!((stats.queue.recovered_events, stats.queue.events), (1, 1));
+    relay.track(KEY, &ids("later", 0..1)).await;
+    let passed = |stats: &Snapshot| hooks(stats)[0].delivered_events == 1;
+    relay.until(passed).await;
+    let mut good = BTreeMap::new();
+    for request in server.asked() {
+        *good.entry(id(&request.json())).or_insert(0) += 1;
+    }
+    assert!(good.remove("bad-0") > Some(1));
+    assert_eq!(good.len(), 2001);
+    assert!(good.values().all(|times| *times == 1), "{good:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_tried_in_vain_becomes_too_old_though_more_keeps_coming() {
     for headers in ["", "Retry-After: 1\r\n"] {
