@@ -416,8 +416,13 @@ async fn after_a_crash_an_event_is_in_its_lane_or_a_dead_letter_and_never_both()
     assert_eq!(segment.times_delivered("poison-0"), 0, "it was sent again");
     assert_eq!(stats.dead_letters.events, 1);
     let lane = &stats.lanes[0];
-    // The good one before them may come a second time, where its cursor was not saved yet.
-    assert_eq!(lane.dead_letter_events, 1);
+    // Whether that it left its lane was saved before the crash is a matter of a tenth of a second: if not, it is found buried when
+    // it is read. The good one before them may come a second time likewise.
+    assert!(lane.dead_letter_events <= 1, "{lane:?}");
+    assert_eq!(
+        lane.delivered_events + lane.dead_letter_events,
+        lane.recovered_events
+    );
     conserved(lane);
 }
 
