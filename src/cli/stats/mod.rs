@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use reqwest::Method;
 
-use super::admin::{self, Admin, AdminArgs, Failure, print, print_json, table};
+use super::admin::{self, Admin, AdminArgs, Failure, print, print_json};
 use super::lanes;
 use crate::stats::Snapshot;
 
@@ -38,11 +38,9 @@ async fn once(admin: &Admin, json: bool) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let snapshot: Snapshot = admin.ask(Method::GET, "/stats").await?;
-    let mut facts = table(["", ""]);
     for (what, fact) in view::facts(&snapshot) {
-        facts.add_row([what.to_owned(), fact]);
+        print(&format!("{what:<13}{fact}"))?;
     }
-    print(facts.to_string().trim_start_matches('\n').trim_start())?;
     if !snapshot.lanes.is_empty() {
         print(&format!("\n{}", lanes::in_table(&snapshot.lanes)))?;
     }
