@@ -45,7 +45,9 @@ fn judge(error: &Error) -> (u8, &'static str) {
     match error {
         Error::System(_) => (EX_OSERR, ""),
         Error::Bind(BindError::Listen { error, .. }) => (EX_UNAVAILABLE, about_listening(error)),
-        Error::Bind(BindError::Tls(_)) | Error::Setup(_) | Error::Profiles(_) => (EX_CONFIG, ""),
+        Error::Bind(BindError::Tls(_) | BindError::Handed { .. })
+        | Error::Setup(_)
+        | Error::Profiles(_) => (EX_CONFIG, ""),
         Error::Open { error, .. } => match error {
             OpenError::InUse { .. } => (
                 EX_TEMPFAIL,

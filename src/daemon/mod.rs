@@ -11,6 +11,7 @@
 mod logging;
 mod notify;
 mod reload;
+mod report;
 mod signals;
 
 use std::fmt;
@@ -26,12 +27,13 @@ use crate::deliver::{Deliver, SetupError};
 use crate::ingest::Ingest;
 use crate::profiles::{self, Profiles};
 use crate::queue::{OpenError, Queue};
-use crate::server::{BindError, Phase, Server};
+use crate::server::{Activation, BindError, Phase, Server};
 use crate::stats::Stats;
 
 use logging::Level;
 pub use reload::Load;
 use reload::Reload;
+use report::Report;
 use signals::{Signal, Signals};
 
 /// Why the daemon did not start, or ended other than by a signal.
@@ -89,13 +91,15 @@ pub fn run(config: Config, load: Load) -> Result<(), Error> {
     // Whatever is created is the owner's alone, sled's files included.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     raise_open_files_limit();
+    // Before there are other threads.
+    let activation = Activation::take();
     let signals = Signals::listen().map_err(Error::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(Error::System)?;
-    let result = runtime.block_on(live(config, load, level, signals));
+    let result = runtime.block_on(live(config, activation, load, level, signals));
     if let Err(error) = &result {
         error!(%error, "ended");
     }
@@ -115,11 +119,13 @@ pub fn check(config: &Config) -> Result<(), Error> {
 
 async fn live(
     mut config: Config,
+    activation: Result<Activation, BindError>,
     load: Load,
     level: Level,
     mut signals: Signals,
 ) -> Result<(), Error> {
-    let server = Server::bind(&config.ingest, &config.admin, &config.data_dir)
+    let activation = activation.map_err(Error::Bind)?;
+    let server = Server::bind(&config.ingest, &config.admin, &config.data_dir, activation)
         .await
         .map_err(Error::Bind)?;
     if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
@@ -166,9 +172,16 @@ async fn live(
     );
     let hurry = deliver.hurry();
     let phase = watch::Sender::new(Phase::Running);
+    let report = Report {
+        queue: queue.clone(),
+        stats: Arc::clone(&stats),
+        delivery: deliver.pulse(),
+        phase: phase.subscribe(),
+    };
     let mut serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
     let mut delivering = tokio::spawn(deliver.run());
-    notify::ready();
+    notify::ready(&report.words());
+    let mut reporting = tokio::spawn(report.run());
 
     let ended = loop {
         break tokio::select! {
@@ -185,6 +198,7 @@ async fn live(
             () = queue.ended() => Err(Error::Died("the queue")),
             _ = &mut delivering => Err(Error::Died("delivery")),
             part = serving.ended() => Err(Error::Died(part)),
+            _ = &mut reporting => Err(Error::Died("the report to systemd")),
         };
     };
     notify::stopping();

@@ -139,7 +139,10 @@ impl LaneLoop {
             let may_call =
                 self.pause_until.is_none() && !self.hand.paused && calls.len() < self.calls_max();
             tokio::select! {
-                Some(called) = calls.next() => self.judge(called).await,
+                Some(called) = calls.next() => {
+                    let _working = self.context.pulse.work();
+                    self.judge(called).await;
+                }
                 () = passed(self.pause_until), if self.pause_until.is_some() => self.end_pause(),
                 Ok(()) = hand.changed() => self.obey(*hand.borrow_and_update()),
                 Ok(()) = settings.changed() => {
@@ -147,6 +150,7 @@ impl LaneLoop {
                     self.go_by(settings);
                 }
                 slot = self.slot_for_batch(), if may_call => {
+                    let _working = self.context.pulse.work();
                     if let Some((portion, batch)) = self.next_batch().await {
                         calls.push(self.call(portion, batch, slot));
                     }

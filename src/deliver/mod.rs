@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use crate::batch::Limits;
 use crate::event::SharedSecret;
 use crate::ingest::webhook_lane;
-use crate::queue::{LaneName, NewLanes, Queue};
+use crate::queue::{LaneName, NewLanes, Pulse, Queue};
 use crate::stats::Stats;
 
 pub use request::{SetupError, WebhookHeaders, WebhookUrl};
@@ -243,6 +243,8 @@ struct Context {
     slots: Arc<Semaphore>,
     suspect_slots: Arc<Semaphore>,
     webhook_slots: Arc<Semaphore>,
+    /// What the loops are at that is to end soon: reading, judging, burying.
+    pulse: Pulse,
     /// Whether batches go without waiting to fill.
     hurry: watch::Sender<bool>,
 }
@@ -298,6 +300,7 @@ impl Deliver {
             slots: Arc::new(Semaphore::new(CALLS_MAX)),
             suspect_slots: Arc::new(Semaphore::new(SUSPECT_CALLS_MAX)),
             webhook_slots: Arc::new(Semaphore::new(WEBHOOK_URLS_MAX * WEBHOOK_CALLS_MAX)),
+            pulse: Pulse::default(),
             hurry: watch::Sender::new(false),
         };
         Ok(Deliver {
@@ -316,6 +319,12 @@ impl Deliver {
     #[must_use]
     pub fn retune(&self) -> Retune {
         Retune(self.context.settings.clone())
+    }
+
+    /// Whether the loops get on. Waiting for events, for a destination or for a slot is not work.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.context.pulse.clone()
     }
 
     /// Delivers until it is dropped, which ends the calls under way: their events stay in their lanes. Returns only if a lane's

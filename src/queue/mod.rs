@@ -34,6 +34,7 @@ mod unsettled;
 mod capacity;
 mod commits;
 mod keeper;
+mod pulse;
 mod reader;
 mod recovery;
 mod writer;
@@ -49,7 +50,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,7 @@ pub use lane::{Depth, Hand, Lane, Record};
 pub use layout::OpenError;
 pub use load::Load;
 pub use name::{LaneId, LaneName, WEBHOOK};
+pub use pulse::{Pulse, Working};
 pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
 pub use store::Barrier;
@@ -79,7 +81,7 @@ use lanes::Lanes;
 use layout::Layout;
 use volume::VolumeNumber;
 use volumes::Volumes;
-use writer::{Order, Pulse, Writer};
+use writer::{Order, Writer};
 
 /// A record's place in the order of acceptance, over all lanes; never reused.
 pub type Position = u64;
@@ -213,7 +215,6 @@ struct Shared {
     keeper: KeeperHandle,
     pulse: Pulse,
     commits: Commits,
-    opened: Instant,
     threads: Mutex<Option<Threads>>,
     ended: watch::Sender<bool>,
     progress: Notify,
@@ -310,7 +311,6 @@ impl Queue {
             keeper: KeeperHandle::default(),
             pulse: Pulse::default(),
             commits: Commits::default(),
-            opened: Instant::now(),
             threads: Mutex::default(),
             ended: watch::Sender::new(false),
             progress: Notify::new(),
@@ -446,14 +446,7 @@ impl Queue {
     /// How long the writer has been at its present group; zero when it waits for one.
     #[must_use]
     pub fn writer_busy_for(&self) -> Duration {
-        match self.shared.pulse.busy_since_ms() {
-            None => Duration::ZERO,
-            Some(since) => self
-                .shared
-                .opened
-                .elapsed()
-                .saturating_sub(Duration::from_millis(since)),
-        }
+        self.shared.pulse.busy_for()
     }
 
     /// How long commits to disk took.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
@@ -47,30 +47,6 @@ pub(super) enum Order {
     SealIfSettled,
     /// Seal the active volume and end.
     Close,
-}
-
-/// What the thread is doing, for the health check: 0 when it waits, else since when it works, in ms since the queue opened.
-#[derive(Debug, Default)]
-pub(super) struct Pulse(AtomicU64);
-
-impl Pulse {
-    pub(super) fn busy_since_ms(&self) -> Option<u64> {
-        match self.0.load(Ordering::Relaxed) {
-            0 => None,
-            ms => Some(ms),
-        }
-    }
-
-    fn work(&self, opened: Instant) {
-        self.0.store(
-            (opened.elapsed().as_millis() as u64).max(1),
-            Ordering::Relaxed,
-        );
-    }
-
-    fn wait(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
 }
 
 /// The writer's own state.
@@ -126,9 +102,8 @@ impl Writer {
     /// After [`FAILURES_MAX`] failures in a row.
     pub(super) fn run(mut self) -> Result<(), StoreError> {
         loop {
-            self.shared.pulse.wait();
             let first = self.orders.blocking_recv();
-            self.shared.pulse.work(self.shared.opened);
+            let _working = self.shared.pulse.work();
             match first {
                 Some(Order::Append { loads, reply }) => {
                     let closing = self.write_group(loads, reply)?;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::activation::Handed;
 use super::address::{Address, SocketMode};
 use super::connection::{self, Stream};
 use super::reply::Reply;
@@ -112,6 +114,33 @@ impl Listener {
         Ok(Listener {
             address: address.clone(),
             socket: Socket::Unix(socket),
+        })
+    }
+
+    /// Takes over what somebody else has bound.
+    pub(super) fn handed(handed: Handed) -> io::Result<Listener> {
+        match handed {
+            Handed::Tcp(tcp) => Ok(Listener {
+                address: tcp.local_addr()?.into(),
+                socket: Socket::Tcp(TcpListener::from_std(tcp)?),
+            }),
+            Handed::Unix(unix) => {
+                let address = unix.local_addr()?;
+                // One without a name, or with an abstract one, has no path.
+                let path = address.as_pathname().unwrap_or(Path::new("/"));
+                Ok(Listener {
+                    address: Address::Unix(path.to_owned()),
+                    socket: Socket::Unix(UnixSocket::handed(unix)?),
+                })
+            }
+        }
+    }
+
+    /// Takes over a bound TCP socket, to be served over TLS.
+    pub(super) fn handed_tls(tcp: std::net::TcpListener, tls: Tls) -> io::Result<Listener> {
+        Ok(Listener {
+            address: tcp.local_addr()?.into(),
+            socket: Socket::Tls(TcpListener::from_std(tcp)?, tls),
         })
     }
 

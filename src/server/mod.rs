@@ -4,6 +4,7 @@
 //! listener an operator sees what happens. What a request means is decided elsewhere, and `reply` alone knows HTTP statuses. The server and delivery
 //! never meet: the queue is between them.
 
+mod activation;
 mod address;
 
 mod connection;
@@ -34,6 +35,7 @@ use serde::de::{Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tracing::warn;
 
 use crate::event::WriteKey;
 use crate::ingest::{Ingest, Rules};
@@ -43,6 +45,7 @@ use crate::stats::Stats;
 
 pub use admin::{AdminToken, LetterView};
 
+use activation::{Handed, unusable};
 use admin::AdminListener;
 use body::Bodies;
 use guard::Guard;
@@ -51,6 +54,7 @@ use listener::Listener;
 use profiles::{OverTls, ProfileDesk};
 use tls::Tls;
 
+pub use activation::Activation;
 pub use address::{Address, SocketMode};
 pub use tls::{TlsConfig, TlsError};
 
@@ -211,6 +215,13 @@ pub enum BindError {
         /// Why not.
         error: io::Error,
     },
+    /// A socket that systemd handed over cannot be used.
+    Handed {
+        /// What its unit calls it.
+        name: String,
+        /// Why not.
+        error: io::Error,
+    },
     /// There is no certificate to use.
     Tls(TlsError),
 }
@@ -220,6 +231,12 @@ impl std::fmt::Display for BindError {
         match self {
             BindError::Listen { address, error } => {
                 write!(f, "failed to listen on {address}: {error}")
+            }
+            BindError::Handed { name, error } => {
+                write!(
+                    f,
+                    "failed to use the socket `{name}` that systemd handed over: {error}"
+                )
             }
             BindError::Tls(e) => write!(f, "failed to set TLS up: {e}"),
         }
@@ -252,7 +269,7 @@ impl Doorkeeper {
 }
 
 impl Server {
-    /// Binds every address. A certificate made for TLS is kept in `data_dir`.
+    /// Binds every address for which `activation` has no socket. A certificate made for TLS is kept in `data_dir`.
     ///
     /// # Errors
     /// One of them cannot be bound, or there is no certificate to use.
@@ -260,23 +277,44 @@ impl Server {
         ingest: &IngestConfig,
         admin: &AdminConfig,
         data_dir: &Path,
+        activation: Activation,
     ) -> Result<Server, BindError> {
-        let mut listeners = Vec::with_capacity(ingest.listen.len());
-        for address in &ingest.listen {
-            listeners.push(Listener::bind(address, ingest).await?);
+        let mut listeners = Vec::new();
+        for socket in activation.ingest {
+            let listener = Listener::handed(socket);
+            listeners.push(listener.map_err(unusable(activation::INGEST))?);
         }
-        let tls = match &ingest.tls {
-            Some(config) => {
+        if listeners.is_empty() {
+            for address in &ingest.listen {
+                listeners.push(Listener::bind(address, ingest).await?);
+            }
+        } else {
+            tell_of_unused(&ingest.listen, &listeners);
+        }
+        let tls = match (&ingest.tls, activation.ingest_tls) {
+            (Some(config), handed) => {
                 let tls = Tls::prepare(config, &ingest.allowed_hosts, data_dir)
                     .map_err(BindError::Tls)?;
-                Some(Listener::tls(config.listen, tls).await?)
+                Some(match handed {
+                    Some(tcp) => {
+                        Listener::handed_tls(tcp, tls).map_err(unusable(activation::INGEST_TLS))?
+                    }
+                    None => Listener::tls(config.listen, tls).await?,
+                })
             }
-            None => None,
+            (None, Some(_)) => {
+                return Err(unusable(activation::INGEST_TLS)(activation::without_tls()));
+            }
+            (None, None) => None,
+        };
+        let admin_listener = match activation.admin {
+            Some(tcp) => Listener::handed(Handed::Tcp(tcp)).map_err(unusable(activation::ADMIN))?,
+            None => Listener::tcp(admin.listen).await?,
         };
         Ok(Server {
             ingest: listeners,
             tls,
-            admin: Listener::tcp(admin.listen).await?,
+            admin: admin_listener,
             guard: watch::Sender::new(Guard::new(ingest)),
             token: admin.token.clone(),
             profiles: None,
@@ -444,6 +482,20 @@ fn path_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D
 fn text_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(from)?;
     Ok((!text.is_empty()).then_some(text))
+}
+
+/// Says which addresses of the configuration are not listened on, since sockets were handed over in their place.
+fn tell_of_unused(configured: &[Address], listeners: &[Listener]) {
+    let unused = configured
+        .iter()
+        .filter(|address| listeners.iter().all(|l| l.address() != *address));
+    let unused: Vec<_> = unused.map(ToString::to_string).collect();
+    if !unused.is_empty() {
+        warn!(
+            unused = unused.join(", "),
+            "systemd's sockets take the place of ingest.listen; add these addresses to the socket unit, or disable it"
+        );
+    }
 }
 
 async fn past(mut phase: watch::Receiver<Phase>, last: Phase) {

@@ -1,4 +1,5 @@
-//! A Unix socket in the file system: made with its group and mode, taken over from a dead process, removed when it closes.
+//! A Unix socket in the file system: made with its group and mode, taken over from a dead process, removed when it closes; or handed over by
+//! whoever keeps it.
 //!
 //! A file that is no socket, and a socket on which somebody answers, are never touched.
 
@@ -16,7 +17,7 @@ use super::address::SocketMode;
 #[derive(Debug)]
 pub(super) struct UnixSocket {
     // In this order: as long as the listener is open, no other file can have its inode.
-    _file: SocketFile,
+    _file: Option<SocketFile>,
     listener: UnixListener,
 }
 
@@ -40,8 +41,16 @@ impl UnixSocket {
         }
         fs::set_permissions(path, Permissions::from_mode(mode.bits()))?;
         Ok(UnixSocket {
-            _file: file,
+            _file: Some(file),
             listener,
+        })
+    }
+
+    /// Takes over a socket that somebody else has bound, who also removes it.
+    pub(super) fn handed(listener: std::os::unix::net::UnixListener) -> io::Result<UnixSocket> {
+        Ok(UnixSocket {
+            _file: None,
+            listener: UnixListener::from_std(listener)?,
         })
     }
 

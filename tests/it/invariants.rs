@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::FutureExt;
 use segspool::ingest::{Ingest, Rules};
 use segspool::queue::{self, Barrier, Queue};
-use segspool::server::{AdminConfig, IngestConfig, Phase, Server};
+use segspool::server::{Activation, AdminConfig, IngestConfig, Phase, Server};
 use segspool::stand_in::{Answer, Match, Rule};
 use segspool::stats::{LaneState, Snapshot, Stats};
 use tokio::sync::{mpsc, watch};
@@ -35,7 +35,7 @@ impl Accepting {
             listen: loopback,
             ..AdminConfig::default()
         };
-        let server = Server::bind(&ingest, &admin, dir.path())
+        let server = Server::bind(&ingest, &admin, dir.path(), Activation::default())
             .await
             .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());
