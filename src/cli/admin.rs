@@ -54,6 +54,12 @@ impl Failure {
         }
     }
 
+    /// The exit code.
+    #[cfg(test)]
+    pub(super) fn code(&self) -> u8 {
+        self.code
+    }
+
     /// The same, with what else there is to know.
     pub(super) fn and(self, more: &str) -> Failure {
         Failure {

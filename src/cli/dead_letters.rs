@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::admin::{self, Admin, AdminArgs, Failure, print, print_json, table};
 use super::{EX_DATAERR, EX_USAGE};
 use crate::server::LetterView;
+use crate::words::counted;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -200,7 +201,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             let purged: Purged = admin.ask(Method::DELETE, &path).await?;
             match json {
                 true => print_json(&purged)?,
-                false => print(&format!("purged {}", events(purged.purged)))?,
+                false => print(&format!("purged {}", counted(purged.purged, "dead letter")))?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -220,7 +221,7 @@ async fn list(
         return Ok(ExitCode::SUCCESS);
     }
     if list.letters.is_empty() {
-        print(&format!("none of {}", events(list.total)))?;
+        print(&format!("none of {}", counted(list.total, "dead letter")))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = table([
@@ -246,9 +247,13 @@ async fn list(
         Some(next) => print(&format!(
             "{} of {}; go on with --after {next}",
             list.letters.len(),
-            events(list.total)
+            counted(list.total, "dead letter")
         ))?,
-        None => print(&format!("{} of {}", list.letters.len(), events(list.total)))?,
+        None => print(&format!(
+            "{} of {}",
+            list.letters.len(),
+            counted(list.total, "dead letter")
+        ))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -270,7 +275,10 @@ async fn replay(admin: &Admin, path: &str, json: bool) -> Result<ExitCode, Failu
     if json {
         print_json(&replayed)?;
     } else {
-        print(&format!("replayed {}", events(replayed.replayed)))?;
+        print(&format!(
+            "replayed {}",
+            counted(replayed.replayed, "dead letter")
+        ))?;
         if replayed.failed_events > 0 {
             print(&format!("rejected again: {}", replayed.failed_events))?;
         }
@@ -298,13 +306,6 @@ fn confirmed() -> Result<bool, Failure> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn events(n: u64) -> String {
-    match n {
-        1 => "1 dead letter".into(),
-        n => format!("{n} dead letters"),
-    }
 }
 
 fn with_query(path: &str, pairs: &[(&'static str, String)]) -> String {

@@ -10,6 +10,7 @@ use super::admin::{self, Admin, AdminArgs, Failure, broken, print};
 use super::events::Events;
 use super::{EX_TEMPFAIL, complain};
 use crate::stats::{Sighting, What};
+use crate::words::counted;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -76,7 +77,11 @@ async fn tail(admin: &Admin, args: &Args) -> Result<ExitCode, Failure> {
             ("", false) => print(&line(&parse(&event.data)?))?,
             ("skipped", _) => {
                 let Skipped { events } = parse(&event.data)?;
-                complain(&format_args!("{events} events were left out"));
+                let were = if events == 1 { "was" } else { "were" };
+                complain(&format_args!(
+                    "{} {were} left out",
+                    counted(events, "event")
+                ));
             }
             _ => {}
         }

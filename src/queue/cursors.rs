@@ -21,7 +21,7 @@ use super::files;
 use super::name::{LaneId, LaneName};
 use super::volume::VolumeNumber;
 
-const WHAT: &str = "cursors";
+pub(super) const WHAT: &str = "cursors";
 
 /// How far a lane has come: every event before it is settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +103,10 @@ pub(super) struct Cursors {
     /// The lanes that an operator has paused.
     #[serde(default)]
     pub(super) paused: Vec<LaneName>,
+    /// Volumes that hold what is not settled, or are still written: until the file is saved anew each of them is on disk, or in
+    /// quarantine. There may be newer ones.
+    #[serde(default)]
+    pub(super) volumes: Vec<VolumeNumber>,
 }
 
 impl Cursors {
@@ -173,7 +177,7 @@ impl SavedCursors {
     }
 }
 
-fn previous(path: &Path) -> std::path::PathBuf {
+pub(super) fn previous(path: &Path) -> std::path::PathBuf {
     path.with_added_extension("previous")
 }
 

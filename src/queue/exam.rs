@@ -1,26 +1,29 @@
 //! Looks at a stopped spool: what is in it, what waits, what is damaged or missing. Changes nothing: every database is read in a copy,
 //! one at a time, and the spool is locked meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::Position;
-use super::cursors::{Cursors, Stand};
+use super::cursors::{self, Cursors, Stand};
 use super::dead_letters::{Buried, LettersExam};
 use super::files;
 use super::lane::Extent;
 use super::layout::{Layout, OpenError};
 use super::name::{LaneId, LaneName};
 use super::record::{Header, Unpacked, unpack};
-use super::store::{Barrier, Store, dir_bytes};
+use super::recovery::split;
+use super::store::{Barrier, Store, dir_bytes, visible_damage};
 use super::volume::{
-    ALL_RECORDS, SUMMARY, Summary, VolumeNumber, add_extent, names, parse_record_key,
+    ALL_RECORDS, SUMMARY, Summary, UNACKNOWLEDGED_BYTES_MAX, VolumeNumber, add_extent, names,
+    parse_record_key,
 };
 use super::volumes::numbers_in;
+use crate::words::counted;
 
 /// What a stopped spool is.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -33,6 +36,20 @@ pub struct Exam {
     pub dead_letters: LettersExam,
     /// What is wrong with the file of cursors: with an older one, or none, more is sent again than need be.
     pub cursors_trouble: Option<String>,
+    /// Whether that is damage. A crash may leave the previous cursors alone.
+    pub are_cursors_damaged: bool,
+    /// Volumes that were never sealed and show no damage: what they held is not known, so what is missing from them cannot be counted.
+    pub unchecked_volumes: Vec<u64>,
+}
+
+impl Exam {
+    /// Whether something of the spool is known to be lost or damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.are_cursors_damaged
+            || self.dead_letters.is_damaged()
+            || self.volumes.iter().any(VolumeExam::is_damaged)
+    }
 }
 
 /// One volume.
@@ -40,6 +57,8 @@ pub struct Exam {
 pub struct VolumeExam {
     /// Its number.
     pub number: u64,
+    /// Whether its directory is gone, though something in it was not settled.
+    pub is_gone: bool,
     /// Whether it is in quarantine: nothing of it is delivered any more.
     pub in_quarantine: bool,
     /// Whether it was sealed: nothing was written to it any more, and its summary says what it held.
@@ -70,6 +89,7 @@ impl VolumeExam {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.in_quarantine
+            || self.is_gone
             || self.trouble.is_some()
             || self.damaged_records > 0
             || self.missing_events > 0
@@ -120,23 +140,32 @@ pub fn examine(
     mut take: impl FnMut(Salvaged<'_>) -> io::Result<()>,
 ) -> Result<Exam, OpenError> {
     let layout = Layout::look_at(data_dir)?;
-    let cursors_trouble = match files::load::<Cursors>(&layout.cursors(), "cursors") {
-        Ok(Some(_)) => None,
-        Ok(None) => Some("there are none".to_owned()),
-        Err(error) => Some(error.to_string()),
-    };
+    let mut volumes = Vec::new();
+    for (dir, in_quarantine) in [(layout.volumes(), false), (layout.quarantine(), true)] {
+        for number in volumes_in(&dir)? {
+            volumes.push((dir.join(number.to_string()), number, in_quarantine));
+        }
+    }
+    let (cursors_trouble, are_cursors_damaged) = check_cursors(&layout, volumes.is_empty());
     let cursors = Cursors::load(&layout.cursors());
-    let letters = copy(&layout.dead_letters(), scratch, "dead-letters")?;
-    let (buried, dead_letters) = match &letters {
-        Some(copy) => Buried::open(copy.path()),
+    let letters_dir = LettersExam::dir(&layout.dead_letters());
+    let letters = copy(&letters_dir, scratch, "dead-letters")?;
+    let (buried, mut dead_letters) = match &letters {
+        Some(copy) => Buried::open(copy.path(), visible_damage(&letters_dir)?),
         None => Default::default(),
     };
+    if letters.is_none() && layout.cursors().exists() {
+        // Every start makes it.
+        dead_letters.trouble = Some("their directory is gone".to_owned());
+    }
+    dead_letters.quarantined_stores = LettersExam::quarantined(&layout.quarantine())?;
     let mut examiner = Examiner {
         cursors: cursors
             .lanes
             .into_iter()
             .map(|(n, c)| (n.id(), (n, c)))
             .collect(),
+        known_volumes: cursors.volumes.into_iter().collect(),
         lanes: BTreeMap::new(),
         buried,
         take: &mut take,
@@ -144,28 +173,30 @@ pub fn examine(
     for name in &cursors.paused {
         examiner.lane(name).is_paused = true;
     }
-    let mut volumes = Vec::new();
-    for (dir, in_quarantine) in [(layout.volumes(), false), (layout.quarantine(), true)] {
-        for number in volumes_in(&dir)? {
-            volumes.push((dir.join(number.to_string()), number, in_quarantine));
-        }
-    }
+    let gone = examiner.gone(&layout, &volumes)?;
     let mut exams = Vec::new();
     for (dir, number, in_quarantine) in &volumes {
         progress(exams.len(), volumes.len());
         exams.push(examiner.volume(dir, *number, *in_quarantine, scratch)?);
     }
     progress(exams.len(), volumes.len());
+    exams.extend(gone);
+    exams.sort_by_key(|exam| (exam.in_quarantine, exam.number));
+    let unchecked = exams.iter().filter(|e| !e.is_sealed && !e.is_damaged());
     Ok(Exam {
+        unchecked_volumes: unchecked.map(|exam| exam.number).collect(),
         volumes: exams,
         lanes: examiner.lanes.into_values().collect(),
         dead_letters,
         cursors_trouble,
+        are_cursors_damaged,
     })
 }
 
 struct Examiner<'a> {
     cursors: HashMap<LaneId, (LaneName, Stand)>,
+    /// The volumes that the cursors say are there.
+    known_volumes: BTreeSet<VolumeNumber>,
     lanes: BTreeMap<LaneId, LaneExam>,
     buried: Buried,
     take: &'a mut dyn FnMut(Salvaged<'_>) -> io::Result<()>,
@@ -184,6 +215,44 @@ impl Examiner<'_> {
             oldest_ms: None,
             quarantined_events: 0,
         })
+    }
+
+    /// The volumes that are not there, though they must be: by the cursors, or by their own summaries.
+    fn gone(
+        &self,
+        layout: &Layout,
+        there: &[(PathBuf, VolumeNumber, bool)],
+    ) -> io::Result<Vec<VolumeExam>> {
+        let mut numbers = self.known_volumes.clone();
+        numbers.extend(numbers_or_none(&layout.volumes())?);
+        for (_, number, _) in there {
+            numbers.remove(number);
+        }
+        let exams = numbers.into_iter().filter_map(|number| {
+            let path = layout.volumes().join(format!("{number}.summary"));
+            let summary = files::load::<Summary>(&path, SUMMARY).ok().flatten();
+            let missing_events = summary.iter().flat_map(|summary| &summary.lanes);
+            let missing_events = missing_events.map(|(name, extent)| {
+                let none = Stand::default();
+                let stand = self.cursors.get(&name.id()).map_or(&none, |(_, s)| s);
+                split(number, extent, stand).1.events
+            });
+            let missing_events = missing_events.sum();
+            // A crash may leave a summary behind when its volume is deleted, and all of that is settled.
+            let is_gone = missing_events > 0 || self.known_volumes.contains(&number);
+            is_gone.then(|| VolumeExam {
+                number,
+                is_gone,
+                is_sealed: summary.is_some(),
+                missing_events,
+                trouble: Some(match summary {
+                    Some(_) => "its directory is gone".to_owned(),
+                    None => "its directory is gone; what it held is not known".to_owned(),
+                }),
+                ..VolumeExam::default()
+            })
+        });
+        Ok(exams.collect())
     }
 
     fn volume(
@@ -205,6 +274,11 @@ impl Examiner<'_> {
             exam.trouble = Some(format!("its summary cannot be read: {error}"));
             None
         });
+        let damage = visible_damage(dir)?;
+        // A crash while a volume is made leaves files without content, and nothing that was accepted.
+        if exam.is_sealed || self.known_volumes.contains(&number) || holds_content(dir) {
+            exam.trouble = exam.trouble.or(damage);
+        }
         let copy = copy(dir, scratch, &number.to_string())?;
         let mut found = BTreeMap::new();
         if let Some(copy) = &copy {
@@ -212,6 +286,14 @@ impl Examiner<'_> {
                 Ok(store) => found = self.records(&store, &summary, &mut exam)?,
                 Err(error) => exam.trouble = Some(error.to_string()),
             }
+        }
+        // As a start judges it.
+        if !exam.is_sealed && exam.records == 0 && exam.disk_bytes > UNACKNOWLEDGED_BYTES_MAX {
+            let why = format!(
+                "nothing can be read of {}",
+                counted(exam.disk_bytes, "byte")
+            );
+            exam.trouble.get_or_insert(why);
         }
         for (name, known) in summary.iter().flat_map(|summary| &summary.lanes) {
             let read = found.get(&name.id()).map_or(0, |e: &Extent| e.events);
@@ -313,17 +395,41 @@ impl Examiner<'_> {
     }
 }
 
+/// What is wrong with the cursors, and whether that is damage.
+fn check_cursors(layout: &Layout, no_volumes: bool) -> (Option<String>, bool) {
+    let load = |path: &Path| files::load::<Cursors>(path, cursors::WHAT);
+    match load(&layout.cursors()) {
+        Ok(Some(_)) => (None, false),
+        Err(error) => (Some(error.to_string()), true),
+        Ok(None) => match load(&cursors::previous(&layout.cursors())) {
+            Ok(Some(_)) => (Some("there are only the previous ones".to_owned()), false),
+            Err(error) => (Some(error.to_string()), true),
+            // A spool that was never used.
+            Ok(None) if no_volumes => (None, false),
+            Ok(None) => (Some("there are none".to_owned()), true),
+        },
+    }
+}
+
 /// The numbers of the volumes in a directory, in order; none where there is no such directory.
 fn volumes_in(dir: &Path) -> io::Result<Vec<VolumeNumber>> {
-    let mut numbers: Vec<_> = match numbers_in(dir) {
-        Ok(numbers) => numbers.collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let mut numbers = numbers_or_none(dir)?;
     numbers.retain(|number| dir.join(number.to_string()).is_dir());
-    numbers.sort_unstable();
-    numbers.dedup();
-    Ok(numbers)
+    Ok(numbers.into_iter().collect())
+}
+
+/// The numbers that the names in a directory bear; none where there is no such directory.
+fn numbers_or_none(dir: &Path) -> io::Result<BTreeSet<VolumeNumber>> {
+    match numbers_in(dir) {
+        Ok(numbers) => Ok(numbers.collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether something was written to a database.
+fn holds_content(dir: &Path) -> bool {
+    fs::metadata(dir.join("db")).is_ok_and(|db| db.len() > 0)
 }
 
 /// A copy of a database, which is gone when it is dropped; none where there is no database.

@@ -138,6 +138,7 @@ fn save(shared: &Shared) -> bool {
             .filter(|lane| lane.is_paused())
             .map(|lane| lane.name().clone())
             .collect(),
+        volumes: others.iter().map(|volume| volume.number).collect(),
     };
     if let Err(error) = cursors.save(&shared.layout.cursors()) {
         warn!(%error, "failed to save the cursors");

@@ -90,7 +90,7 @@ fn stands(cursors: &Cursors, found: &[(Arc<Volume>, Summary)]) -> HashMap<LaneId
 }
 
 /// How much of an extent lies before the cursor, and how much of it is not settled.
-fn split(volume: VolumeNumber, extent: &Extent, stand: &Stand) -> (Passed, Depth) {
+pub(super) fn split(volume: VolumeNumber, extent: &Extent, stand: &Stand) -> (Passed, Depth) {
     let passed = passed(extent, &stand.cursor);
     let take = |left: Depth, events, bytes| Depth {
         events: left.events.saturating_sub(events),

@@ -21,12 +21,13 @@ use super::lane::Extent;
 use super::name::{LaneId, LaneName};
 use super::record::{Damaged, Header, Unpacked, unpack};
 use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
+use crate::words::counted;
 
 /// A volume's number: they only ever grow.
 pub(super) type VolumeNumber = u64;
 
 /// What a crash in the first commit, of which nothing was acknowledged, leaves at most: sled's own and one commit.
-const UNACKNOWLEDGED_BYTES_MAX: u64 = 1024 * 1024;
+pub(super) const UNACKNOWLEDGED_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(super) const SUMMARY: &str = "summary";
 
@@ -204,7 +205,8 @@ impl Volume {
         let summary = self.survey(store)?;
         if summary.lanes.is_empty() && written > UNACKNOWLEDGED_BYTES_MAX {
             return Err(StoreError::Corrupt(format!(
-                "nothing can be read of {written} bytes"
+                "nothing can be read of {}",
+                counted(written, "byte")
             )));
         }
         Ok(summary)

@@ -251,6 +251,8 @@ impl Writer {
             let number = self.shared.next_volume.fetch_add(1, Ordering::Relaxed);
             let (volume, store) = self.shared.volumes.create(number)?;
             debug!(volume = number, "a new volume");
+            // Who looks for it later has to know that there was one.
+            self.shared.keeper.wake();
             self.active = Some(Active {
                 volume,
                 store,

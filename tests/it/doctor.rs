@@ -5,12 +5,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use segspool::stand_in::Answer;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::dead_letters::text;
-use crate::support::{Relay, ids, segment, spool};
+use crate::support::{Relay, ids, segment, spool, within};
 
 fn doctor(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
@@ -112,7 +114,7 @@ async fn what_is_salvaged_can_be_posted_again_and_arrives_under_its_own_ids_and_
         doctor(&[dir.path().to_str().expect("text"), "--salvage", path])
             .status
             .code(),
-        Some(64)
+        Some(73)
     );
 
     let (other, segment) = (spool(), segment().await);
@@ -170,6 +172,218 @@ async fn damage_is_told_and_what_lies_around_it_is_salvaged() {
         found["missing_events"].as_u64() > Some(0) || found["trouble"].is_string(),
         "{found}"
     );
+}
+
+/// A copy of a spool, to be damaged.
+fn copied(from: &Path) -> TempDir {
+    let to = spool();
+    copy_all(from, to.path());
+    to
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            fs::create_dir(&to).expect("made");
+            copy_all(&path, &to);
+        } else {
+            fs::copy(&path, &to).expect("copied");
+        }
+    }
+}
+
+/// The directory of the only volume.
+fn volume(dir: &Path) -> PathBuf {
+    let entries = fs::read_dir(dir.join("volumes")).expect("a folder");
+    let mut paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.find(|path| path.is_dir()).expect("a volume")
+}
+
+/// Overwrites every file below with what is nobody's.
+fn scramble(dir: &Path) {
+    for (path, content) in files(dir) {
+        let noise: Vec<u8> = (0..content.len()).map(|n| (n * 7 % 251) as u8).collect();
+        fs::write(path, noise).expect("written");
+    }
+}
+
+fn empty(path: &Path) {
+    assert!(path.is_file(), "{}", path.display());
+    fs::write(path, "").expect("written");
+}
+
+type Damage = fn(&Path);
+
+/// Waits until the daemon has noted down that its volume is there.
+async fn volume_is_noted(dir: &Path) {
+    within(async {
+        loop {
+            let cursors = fs::read_to_string(dir.join("cursors")).unwrap_or_default();
+            let volumes = cursors.split_once("\"volumes\":[");
+            if volumes.is_some_and(|(_, rest)| !rest.starts_with(']')) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_spool_is_never_called_sound() {
+    let cases: [(&str, Damage); 8] = [
+        ("the volume is gone", |dir| {
+            fs::remove_dir_all(volume(dir)).expect("removed");
+        }),
+        ("the volume is empty", |dir| empty(&volume(dir).join("db"))),
+        ("the volume is noise", |dir| scramble(&volume(dir))),
+        ("all is noise", |dir| {
+            let cursors: Vec<u8> = vec![0xa5; 300];
+            for name in ["cursors", "cursors.previous"] {
+                fs::write(dir.join(name), &cursors).expect("written");
+            }
+            scramble(&dir.join("volumes"));
+        }),
+        ("the cursors are noise", |dir| {
+            fs::write(dir.join("cursors"), "noise").expect("written");
+        }),
+        ("the dead letters are empty", |dir| {
+            empty(&dir.join("dead-letters/db"));
+        }),
+        ("the dead letters are noise", |dir| {
+            scramble(&dir.join("dead-letters"));
+        }),
+        ("the dead letters are gone", |dir| {
+            fs::remove_dir_all(dir.join("dead-letters")).expect("removed");
+        }),
+    ];
+    for is_killed in [false, true] {
+        let made = spool();
+        backlog(made.path(), async |relay| {
+            volume_is_noted(made.path()).await;
+            if is_killed {
+                relay.kill();
+            } else {
+                relay.stop().await;
+            }
+        })
+        .await;
+        assert_eq!(examine(made.path(), &[]).0, 0);
+        for (case, damage) in cases {
+            let dir = copied(made.path());
+            damage(dir.path());
+            let (code, exam) = examine(dir.path(), &[]);
+            assert_eq!(code, 65, "{case}, killed: {is_killed}: {exam}");
+            if case == "the volume is gone" {
+                let volume = &exam["spool"]["volumes"][0];
+                assert_eq!(volume["is_gone"], true, "{exam}");
+                let missing = volume["missing_events"].as_u64();
+                assert_eq!(missing, Some(if is_killed { 0 } else { 50 }), "{exam}");
+            }
+            let told = doctor(&[dir.path().to_str().expect("text")]);
+            let told = text(&told.stdout);
+            assert!(told.contains("something is damaged"), "{case}: {told}");
+            assert!(!told.contains("nothing is"), "{case}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_known_of_a_volume_that_was_never_sealed_is_said() {
+    for is_killed in [false, true] {
+        let dir = spool();
+        backlog(dir.path(), async |relay| {
+            if is_killed {
+                relay.kill();
+            } else {
+                relay.stop().await;
+            }
+        })
+        .await;
+        let (code, exam) = examine(dir.path(), &[]);
+        let unchecked = exam["spool"]["unchecked_volumes"].as_array();
+        assert_eq!(unchecked.map(Vec::is_empty), Some(!is_killed), "{exam}");
+        let told = doctor(&[dir.path().to_str().expect("text")]);
+        let told = text(&told.stdout);
+        let note = "was never sealed: what it held is not known, so what is missing from it cannot be counted";
+        assert_eq!(told.contains(note), is_killed, "{told}");
+        assert!(told.ends_with("nothing is known to be damaged\n"), "{told}");
+        assert_eq!(code, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_was_never_used_or_is_drained_is_sound_and_lists_no_lane() {
+    for is_used in [false, true] {
+        let (dir, segment) = (spool(), segment().await);
+        segment.answer(Answer::Ok);
+        let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+        if is_used {
+            relay.track("KEY-ONE", &ids("gone", 0..10)).await;
+            relay.until(|stats| stats.delivery.events == 10).await;
+        }
+        relay.stop().await;
+        // As after a start that was killed before it wrote any.
+        if !is_used {
+            for name in ["cursors", "cursors.previous"] {
+                let _may_not_be_there = fs::remove_file(dir.path().join(name));
+            }
+        }
+        let output = doctor(&[dir.path().to_str().expect("text")]);
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{told}");
+        assert!(!told.contains("cursors"), "{told}");
+        assert!(told.contains("nothing waits"), "{told}");
+        assert!(!told.contains("…-ONE"), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_is_refused_in_a_line_that_names_it_and_the_way_out() {
+    let (dir, segment, out) = (spool(), segment().await, spool());
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.stop().await;
+    let before = files(dir.path());
+    let inside = dir.path().join("volumes/../out.ndjson");
+    let file = out.path().join("file");
+    fs::write(&file, "mine").expect("written");
+    let (inside, file) = (inside.to_str().expect("text"), file.to_str().expect("text"));
+    let spool = dir.path().to_str().expect("text");
+    for (args, code, said) in [
+        (
+            vec![spool, "--salvage", inside],
+            64,
+            "would lie in the spool itself",
+        ),
+        (
+            vec![spool, "--salvage", file],
+            73,
+            "Name a new file with --salvage",
+        ),
+        (
+            vec![spool, "--salvage", "/nonexistent/out.ndjson"],
+            73,
+            "Name a new file with --salvage",
+        ),
+        (
+            vec![spool, "--scratch", "/nonexistent/scratch"],
+            73,
+            "in /nonexistent/scratch: ",
+        ),
+        (vec![file], 66, "is no spool"),
+    ] {
+        let output = doctor(&args);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {told}");
+        assert!(
+            told.contains(said) && told.lines().count() == 1,
+            "{args:?}: {told}"
+        );
+    }
+    assert_eq!(before, files(dir.path()));
+    assert_eq!(fs::read_to_string(file).expect("text"), "mine");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ mod outages;
 mod pixel;
 mod profiles;
 mod reload;
+mod secrets;
 mod stats;
 mod tail;
 mod terminal;

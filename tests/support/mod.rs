@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod watch;
 pub(crate) mod wire;
@@ -34,6 +35,7 @@ pub(crate) struct Relay {
     pub(crate) ingest_tls: Option<String>,
     pub(crate) admin: String,
     poster: Poster,
+    given: secrets::Given,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -75,6 +77,7 @@ impl Relay {
     /// Starts a daemon by a command of one's own, which must log JSON.
     pub(crate) async fn spawn(mut command: Command) -> Relay {
         without_proxy(&mut command);
+        let given = secrets::Given::to(&command);
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -107,8 +110,9 @@ impl Relay {
             poster: Poster {
                 ingest,
                 client: client(),
-                keys: Arc::default(),
+                secrets: Arc::new(Mutex::new(given.secrets())),
             },
+            given,
             log,
         }
     }
@@ -125,20 +129,34 @@ impl Relay {
 
     /// Searches whatever it tells an operator for secrets. What a daemon that is gone or too busy does not tell is not searched.
     fn search_for_secrets(&self) {
+        self.gather_secrets();
         for path in ["/stats", "/metrics", "/lanes", "/dead-letters", "/nowhere"] {
             let Ok(told) = self.tells(path) else { return };
-            self.poster.assert_no_key_in(&told, path);
+            self.poster.assert_no_secret_in(&told, path);
         }
+    }
+
+    /// The settings may have changed since it started.
+    fn gather_secrets(&self) {
+        let mut secrets = self
+            .poster
+            .secrets
+            .lock()
+            .expect("no panic under this lock");
+        secrets.extend(self.given.secrets());
     }
 
     /// What it answers on its admin listener, head and body.
     fn tells(&self, path: &str) -> std::io::Result<String> {
         let address = self.admin.trim_start_matches("http://");
+        let token = self.given.admin_token();
+        let authorization = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+        let authorization = authorization.unwrap_or_default();
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nhost: {address}\r\n{authorization}connection: close\r\n\r\n"
         )?;
         let mut told = String::new();
         stream.read_to_string(&mut told)?;
@@ -187,7 +205,7 @@ impl Relay {
             .await
             .expect("stats");
         let stats = reply.text().await.expect("a body");
-        self.poster.assert_no_key_in(&stats, "/stats");
+        self.poster.assert_no_secret_in(&stats, "/stats");
         serde_json::from_str(&stats).expect("a snapshot")
     }
 
@@ -251,18 +269,15 @@ impl Relay {
 pub(crate) struct Poster {
     ingest: String,
     client: reqwest::Client,
-    /// The write keys that it has used.
-    keys: Arc<Mutex<BTreeSet<String>>>,
+    /// The write keys that it has used, and what else the daemon must not show.
+    secrets: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// A shorter key might be part of a word.
-const KEY_CHARS_MIN: usize = 7;
-
 impl Poster {
-    /// Nothing that the daemon tells shows a write key.
-    fn assert_no_key_in(&self, told: &str, whence: &str) {
-        let keys = self.keys.lock().expect("no panic under this lock");
-        let shown = keys.iter().find(|key| told.contains(&***key));
+    /// Nothing that the daemon tells shows a secret.
+    fn assert_no_secret_in(&self, told: &str, whence: &str) {
+        let secrets = self.secrets.lock().expect("no panic under this lock");
+        let shown = secrets.iter().find(|secret| told.contains(&***secret));
         assert!(shown.is_none(), "{shown:?} is shown by {whence}: {told}");
     }
 
@@ -273,9 +288,9 @@ impl Poster {
         body: impl Into<reqwest::Body>,
     ) -> reqwest::Result<Response> {
         let url = format!("{}{path}", self.ingest);
-        if key.len() >= KEY_CHARS_MIN {
-            let mut keys = self.keys.lock().expect("no panic under this lock");
-            keys.insert(key.to_owned());
+        if key.len() >= secrets::CHARS_MIN {
+            let mut secrets = self.secrets.lock().expect("no panic under this lock");
+            secrets.insert(key.to_owned());
         }
         self.client
             .post(url)
@@ -300,7 +315,7 @@ impl Drop for Relay {
         let _ = self.child.wait();
         if !std::thread::panicking() {
             let log = self.log();
-            self.poster.assert_no_key_in(&log, "the log");
+            self.poster.assert_no_secret_in(&log, "the log");
             // Of an event nothing is logged either.
             assert!(!log.contains("messageId"), "{log}");
         }

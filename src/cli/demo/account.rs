@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
 
 use crate::stand_in::{Tally, Violation};
+use crate::words::counted;
 
 use super::Failure;
 
@@ -50,7 +51,8 @@ impl Account {
         }
         for (violation, times) in &self.violations {
             complaints.push(format!(
-                "a batch broke a limit of Segment's {times} times ({violation:?})"
+                "a batch broke a limit of Segment's {} ({violation:?})",
+                counted(*times, "time")
             ));
         }
         if complaints.is_empty() {

@@ -34,6 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{EX_OSERR, complain};
 use crate::stand_in::{Options, StandIn};
+use crate::words::counted;
 
 use account::Account;
 use apps::Apps;
@@ -212,7 +213,8 @@ async fn drained(relay: &mut Relay<'_>, installation: &Installation) -> Result<(
         }
         if moved.elapsed() > STALLED_AFTER {
             return Err(Failure(format!(
-                "the relay still holds {events} events and has delivered none for {STALLED_AFTER:?}."
+                "the relay still holds {} and has delivered none for {STALLED_AFTER:?}.",
+                counted(events, "event")
             )));
         }
         tokio::time::sleep(DRAIN_POLL).await;

@@ -40,6 +40,7 @@ use super::{
     complain,
 };
 use crate::event::WriteKey;
+use crate::words::counted;
 
 use daemon::{Answer, Daemon, Outcome};
 use portion::{CALL_EVENTS_MAX, Options, Place, Portion, ReadError};
@@ -232,8 +233,8 @@ impl Source {
         drop(show);
         if doubtful > 0 {
             complain(&format_args!(
-                "up to {} events may have been accepted twice, with the same messageIds, since a call's answer was never seen",
-                HumanCount(doubtful)
+                "up to {} may have been accepted twice, with the same messageIds, since a call's answer was never seen",
+                counted(doubtful, "event")
             ));
         }
         match done {
@@ -243,16 +244,17 @@ impl Source {
         let state = ledger.state.clone();
         let rejects = ledger.finished()?;
         print(&format!(
-            "imported {} events from {} in {:.1} s, {} a second",
-            HumanCount(state.accepted),
+            "imported {} from {} in {:.1} s, {} a second",
+            counted(state.accepted, "event"),
             self.name,
             elapsed.as_secs_f64(),
             HumanCount(rate)
         ))?;
         let mut code = ExitCode::SUCCESS;
         if state.rejected > 0 {
+            let were = if state.rejected == 1 { "was" } else { "were" };
             complain(&format_args!(
-                "{} were rejected; {} says which and why",
+                "{} {were} rejected; {} says which and why",
                 HumanCount(state.rejected),
                 rejects.path().display()
             ));

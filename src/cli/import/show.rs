@@ -6,6 +6,7 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::cli::complain;
+use crate::words::counted;
 
 /// How often a bar moves that nothing else moves, so that one sees that it waits and does not hang.
 const FRAME: Duration = Duration::from_millis(200);
@@ -49,8 +50,8 @@ impl Show {
         self.bar.set_position(offset);
         let rate = self.rate();
         self.bar.set_message(format!(
-            "{} events, {} a second",
-            HumanCount(self.events),
+            "{}, {} a second",
+            counted(self.events, "event"),
             HumanCount(rate)
         ));
     }
