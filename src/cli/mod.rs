@@ -140,6 +140,12 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// `1 event`, `2,000 events`.
+fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", indicatif::HumanCount(count))
+}
+
 /// Says on standard error what went wrong.
 #[allow(clippy::print_stderr, reason = "a command speaks to whoever called it")]
 fn complain(what: &dyn std::fmt::Display) {
