@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +17,7 @@ use super::{
     EX_IOERR, EX_NOINPUT, EX_NOPERM, EX_OSERR, EX_PROTOCOL, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE,
     complain,
 };
+use crate::server::AdminToken;
 
 /// A daemon on this machine accepts at once, or not at all.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -109,19 +110,27 @@ pub(super) fn finish(command: impl Future<Output = Result<ExitCode, Failure>>) -
 pub(super) struct Admin {
     client: Client,
     url: String,
-    token: Option<String>,
+    token: Option<Token>,
+}
+
+/// What lets an operator in, and where it was found.
+#[derive(Debug)]
+struct Token {
+    path: PathBuf,
+    text: String,
 }
 
 impl Admin {
     fn new(args: &AdminArgs) -> Result<Admin, Failure> {
-        if !args.admin.starts_with("http://") {
-            let message = "--admin takes a URL such as http://127.0.0.1:7347";
-            return Err(Failure::new(EX_USAGE, message));
-        }
+        let url = base_url("--admin", "http://127.0.0.1:7347", &args.admin)?;
+        let token = args.token_file.as_ref().map(|path| {
+            let (path, text) = (path.clone(), read_token(path)?);
+            Ok(Token { path, text })
+        });
         Ok(Admin {
             client: client()?,
-            url: args.admin.trim_end_matches('/').to_owned(),
-            token: args.token_file.as_deref().map(read_token).transpose()?,
+            url,
+            token: token.transpose()?,
         })
     }
 
@@ -132,14 +141,14 @@ impl Admin {
         path: &str,
     ) -> Result<T, Failure> {
         let answer = self.send(method, path).await?;
-        let body = answer.bytes().await.map_err(|error| broken(&error))?;
+        let body = answer.bytes().await.map_err(|error| gone(&error))?;
         serde_json::from_slice(&body).map_err(|error| broken(&error))
     }
 
     /// Asks, and writes the answer out as it comes.
     pub(super) async fn copy(&self, path: &str, to: &mut dyn Write) -> Result<(), Failure> {
         let mut answer = self.send(Method::GET, path).await?;
-        while let Some(piece) = answer.chunk().await.map_err(|error| broken(&error))? {
+        while let Some(piece) = answer.chunk().await.map_err(|error| gone(&error))? {
             to.write_all(&piece)?;
         }
         to.flush()?;
@@ -154,7 +163,7 @@ impl Admin {
     async fn send(&self, method: Method, path: &str) -> Result<Response, Failure> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.bearer_auth(&token.text);
         }
         let answer = request
             .send()
@@ -163,7 +172,8 @@ impl Admin {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        Err(refused(answer, &self.url).await)
+        let token_file = self.token.as_ref().map(|token| &*token.path);
+        Err(refused(answer, &self.url, token_file).await)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -184,28 +194,66 @@ pub(super) fn client() -> Result<Client, Failure> {
     client.map_err(|error| Failure::new(EX_OSERR, error.to_string()))
 }
 
-/// The token in a file.
-pub(super) fn read_token(path: &Path) -> Result<String, Failure> {
-    let token = fs::read_to_string(path).map_err(|error| {
+/// The address of a daemon's listener, which `flag` gives, without a slash at its end.
+pub(super) fn base_url(flag: &str, example: &str, given: &str) -> Result<String, Failure> {
+    let is_usable = given.starts_with("http://") && Url::parse(given).is_ok();
+    if !is_usable {
+        let message = format!("{flag} takes a URL such as {example}");
+        return Err(Failure::new(EX_USAGE, message));
+    }
+    Ok(given.trim_end_matches('/').to_owned())
+}
+
+/// The secret in a file, without the white space around it.
+pub(super) fn read_secret(path: &Path) -> Result<String, Failure> {
+    let secret = fs::read_to_string(path).map_err(|error| {
         let message = format!("failed to read {}: {error}", path.display());
         Failure::new(EX_NOINPUT, message)
     })?;
-    Ok(token.trim().to_owned())
+    Ok(secret.trim().to_owned())
+}
+
+/// The token in a file.
+pub(super) fn read_token(path: &Path) -> Result<String, Failure> {
+    let (token, path) = (read_secret(path)?, path.display());
+    let message = match (token.is_empty(), AdminToken::new(&token)) {
+        (true, _) => format!("{path} is empty; it must hold the token"),
+        (false, None) => format!(
+            "what {path} holds is no token, which is one line of printable ASCII without spaces"
+        ),
+        (false, Some(_)) => return Ok(token),
+    };
+    Err(Failure::new(EX_USAGE, message))
 }
 
 /// Nobody answers at `url`, which `flag` sets.
 pub(super) fn unreachable(error: &reqwest::Error, url: &str, flag: &str) -> Failure {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
+    let cause = root(error);
     let message = format!(
         "no daemon answers at {url}: {cause}. Start one with `segspool serve`, or name it with {flag}"
     );
     Failure::new(EX_UNAVAILABLE, message)
 }
 
-async fn refused(answer: Response, url: &str) -> Failure {
+/// The daemon went away while it answered.
+pub(super) fn gone(error: &reqwest::Error) -> Failure {
+    let cause = root(error);
+    let message = format!(
+        "the daemon is gone: its answer broke off ({cause}). Its log may say why; try again once it runs"
+    );
+    Failure::new(EX_UNAVAILABLE, message)
+}
+
+/// What was wrong in the end.
+fn root<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
+}
+
+async fn refused(answer: Response, url: &str, token_file: Option<&Path>) -> Failure {
     #[derive(Deserialize)]
     struct Refusal {
         code: String,
@@ -235,7 +283,14 @@ async fn refused(answer: Response, url: &str) -> Failure {
     };
     match (status, replayed) {
         (StatusCode::UNAUTHORIZED, _) => {
-            Failure::new(code, format!("{message}; give it with --token-file FILE"))
+            let message = match token_file {
+                None => format!("{message}; give it with --token-file FILE"),
+                Some(path) => format!(
+                    "the token in {} is not the one of the daemon's admin.token_file; give that with --token-file FILE",
+                    path.display()
+                ),
+            };
+            Failure::new(code, message)
         }
         (_, Some(replayed)) => {
             Failure::new(code, format!("{message}; {replayed} were replayed before"))

@@ -2,7 +2,7 @@
 
 use reqwest::Response;
 
-use super::admin::{Failure, broken};
+use super::admin::{Failure, gone};
 
 /// A daemon's stream that is being read. It never connects again.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Events {
             if let Some(event) = take(&mut self.unread) {
                 return Ok(Some(event));
             }
-            match self.answer.chunk().await.map_err(|error| broken(&error))? {
+            match self.answer.chunk().await.map_err(|error| gone(&error))? {
                 Some(piece) => self.unread.extend_from_slice(&piece),
                 None => return Ok(None),
             }

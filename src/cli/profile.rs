@@ -71,11 +71,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn read(args: &Args) -> Result<Value, Failure> {
-    if !args.ingest.starts_with("http://") {
-        let message = "--ingest takes a URL such as http://127.0.0.1:7346";
-        return Err(Failure::new(EX_USAGE, message));
-    }
-    let ingest = args.ingest.trim_end_matches('/');
+    let ingest = &*admin::base_url("--ingest", "http://127.0.0.1:7346", &args.ingest)?;
     let id: String =
         percent_encoding::utf8_percent_encode(&args.id, percent_encoding::NON_ALPHANUMERIC)
             .collect();
@@ -105,10 +101,7 @@ async fn read(args: &Args) -> Result<Value, Failure> {
     {
         complain(&"the Profile API does not answer; this is what it said before");
     }
-    let body = answer
-        .bytes()
-        .await
-        .map_err(|error| admin::broken(&error))?;
+    let body = answer.bytes().await.map_err(|error| admin::gone(&error))?;
     serde_json::from_slice(&body).map_err(|error| admin::broken(&error))
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use super::{EX_OSERR, EX_UNAVAILABLE, complain};
+use super::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE, complain};
 use crate::stand_in::{Options, StandIn};
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,13 @@ pub(super) struct Args {
     reason = "the address is what whoever called it waits for"
 )]
 pub(super) fn run(args: &Args) -> ExitCode {
+    if !args.allow_remote && !args.listen.ip().is_loopback() {
+        complain(&format_args!(
+            "--listen {}: other machines may reach that, and the stand-in lets everybody in; say --allow-remote if that is meant",
+            args.listen
+        ));
+        return ExitCode::from(EX_USAGE);
+    }
     let options = Options {
         listen: args.listen,
         allow_remote: args.allow_remote,

@@ -18,8 +18,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID")]
     lane: Option<String>,
     /// Only those of this type
-    #[arg(long, value_name = "TYPE")]
-    r#type: Option<String>,
+    #[arg(long, value_enum)]
+    r#type: Option<Type>,
     /// Only tracks of this name
     #[arg(long, value_name = "NAME")]
     event: Option<String>,
@@ -52,6 +52,32 @@ impl Happening {
     }
 }
 
+/// What an event may be. A delete is only ever received.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Type {
+    Track,
+    Identify,
+    Page,
+    Screen,
+    Group,
+    Alias,
+    Delete,
+}
+
+impl Type {
+    fn name(self) -> &'static str {
+        match self {
+            Type::Track => "track",
+            Type::Identify => "identify",
+            Type::Page => "page",
+            Type::Screen => "screen",
+            Type::Group => "group",
+            Type::Alias => "alias",
+            Type::Delete => "delete",
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> ExitCode {
     admin::run(&args.admin, async |admin| tail(&admin, args).await)
 }
@@ -60,7 +86,7 @@ async fn tail(admin: &Admin, args: &Args) -> Result<ExitCode, Failure> {
     let what = args.what.map(|happening| happening.what().name());
     let filters = [
         ("lane", args.lane.as_deref()),
-        ("type", args.r#type.as_deref()),
+        ("type", args.r#type.map(Type::name)),
         ("event", args.event.as_deref()),
         ("what", what),
     ];

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::dead_letters::text;
-use crate::support::server::{Reaction, Server, answer, success};
+use crate::support::server::{Reaction, Server, answer};
 use crate::support::{Relay, segment, spool, within};
 
 /// The command, which needs no daemon's environment.
@@ -33,6 +33,15 @@ fn lines_in(dir: &Path, lines: &[Value]) -> PathBuf {
 
 fn track(n: usize) -> Value {
     json!({"type": "track", "userId": "u", "event": "Imported", "properties": {"n": n}})
+}
+
+/// What a daemon answers to events that it has accepted.
+fn success() -> Reaction {
+    answer(
+        200,
+        "segspool-durability: synced\r\n",
+        r#"{"success":true}"#,
+    )
 }
 
 fn with(mut event: Value, member: &str, value: &str) -> Value {

@@ -7,8 +7,8 @@ use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 
 use super::portion::Portion;
+use crate::cli::EX_NOPERM;
 use crate::cli::admin::{self, Failure};
-use crate::cli::{EX_NOPERM, EX_USAGE};
 
 /// A call that has no answer by then has none. The daemon answers, or asks to wait, within a few seconds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -16,6 +16,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest that the daemon may ask for.
 const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// What every daemon says with a 200, and nobody else does.
+const DURABILITY: &str = "segspool-durability";
 
 /// What became of a call.
 #[derive(Debug)]
@@ -56,13 +58,9 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) fn at(url: &str) -> Result<Daemon, Failure> {
-        if !url.starts_with("http://") {
-            let message = "--ingest takes a URL such as http://127.0.0.1:7346";
-            return Err(Failure::new(EX_USAGE, message));
-        }
         Ok(Daemon {
             client: admin::client()?,
-            url: url.trim_end_matches('/').to_owned(),
+            url: admin::base_url("--ingest", "http://127.0.0.1:7346", url)?,
         })
     }
 
@@ -81,11 +79,15 @@ impl Daemon {
             Err(error) => return Ok(self.unanswered(&error)),
         };
         let (status, retry_after) = (answer.status(), answer.headers().get(RETRY_AFTER).cloned());
+        let is_ours = answer.headers().contains_key(DURABILITY);
         let body = match answer.bytes().await {
             Ok(body) => body,
             Err(error) => return Ok(self.unanswered(&error)),
         };
         if status == StatusCode::OK {
+            if !is_ours {
+                return Err(self.stranger(status));
+            }
             return match serde_json::from_slice(&body) {
                 Ok(Success {
                     success: true,

@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 fn write_key(args: &Args) -> Result<Option<WriteKey>, Failure> {
     let text = match (&args.write_key, &args.write_key_file) {
         (Some(key), _) => Some(key.clone()),
-        (None, Some(path)) => Some(admin::read_token(path)?),
+        (None, Some(path)) => Some(admin::read_secret(path)?),
         (None, None) => std::env::var(WRITE_KEY_VARIABLE)
             .ok()
             .filter(|key| !key.is_empty()),
@@ -228,7 +228,7 @@ impl Source {
             in_doubt,
             ..
         } = import;
-        let (rate, elapsed) = (show.rate(), show.elapsed());
+        let (events, rate, elapsed) = (show.events(), show.rate(), show.elapsed());
         // From here on nothing disturbs the bar.
         drop(show);
         if doubtful > 0 {
@@ -243,19 +243,24 @@ impl Source {
         }
         let state = ledger.state.clone();
         let rejects = ledger.finished()?;
-        print(&format!(
+        let mut line = format!(
             "imported {} from {} in {:.1} s, {} a second",
-            counted(state.accepted, "event"),
+            counted(events, "event"),
             self.name,
             elapsed.as_secs_f64(),
             HumanCount(rate)
-        ))?;
+        );
+        if state.accepted > events {
+            let all = HumanCount(state.accepted);
+            line.push_str(&format!("; {all} with what was imported before"));
+        }
+        print(&line)?;
         let mut code = ExitCode::SUCCESS;
         if state.rejected > 0 {
-            let were = if state.rejected == 1 { "was" } else { "were" };
             complain(&format_args!(
-                "{} {were} rejected; {} says which and why",
+                "{} {} rejected; {} says which and why",
                 HumanCount(state.rejected),
+                if state.rejected == 1 { "was" } else { "were" },
                 rejects.path().display()
             ));
             code = ExitCode::from(EX_DATAERR);

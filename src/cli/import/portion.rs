@@ -205,7 +205,7 @@ impl fmt::Display for ReadError {
             ReadError::NotNdjson { line, message, .. } => write!(
                 f,
                 "it is not NDJSON, one event or one batch body a line; line {line}: {message}. \
-                 `jq -c '.[]' FILE` makes lines of an array"
+                 `jq -c '.[]' FILE | segspool import -` imports an array"
             ),
         }
     }
@@ -303,6 +303,14 @@ impl<F: FnMut(Portion) -> ControlFlow<()>> Maker<F> {
         if text.trim_ascii().is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
+        if self.is_first() && text.trim_ascii_start().starts_with(b"[") {
+            // Of an array that has an event a line, the last one alone looks like a line of its own.
+            return Err(ReadError::NotNdjson {
+                line: self.at.line,
+                message: "it begins an array".to_owned(),
+                is_gzip: false,
+            });
+        }
         let envelope = match decode(text) {
             Ok(envelope) => envelope,
             Err(rejection) => {
@@ -390,6 +398,11 @@ impl<F: FnMut(Portion) -> ControlFlow<()>> Maker<F> {
             }
         }
         ControlFlow::Continue(Ok(()))
+    }
+
+    /// Whether nothing but empty lines came before.
+    fn is_first(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.lines == 0)
     }
 
     fn reject(&mut self, item: Option<u64>, code: &str, message: &str, text: &[u8]) {
@@ -657,7 +670,15 @@ mod tests {
         for (text, expected) in [
             (
                 json!([track(1), track(2)]).to_string().into_bytes(),
-                "jq -c",
+                "line 1: it begins an array. `jq -c '.[]' FILE | segspool import -`",
+            ),
+            (
+                format!("\n[\n{},\n{}\n]\n", track(1), track(2)).into_bytes(),
+                "line 2: it begins an array",
+            ),
+            (
+                format!(" [{},\n{}\n]\n", track(1), track(2)).into_bytes(),
+                "line 1: it begins an array",
             ),
             (pretty.into_bytes(), "line 1: the body is not JSON"),
             (b"one,two\n".repeat(200), "line 1: the body is not JSON"),

@@ -68,6 +68,11 @@ impl Show {
         }
     }
 
+    /// How many events were accepted since the bar began.
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
     /// How many events a second there were.
     pub(super) fn rate(&self) -> u64 {
         let seconds = self.begun.elapsed().as_secs_f64();

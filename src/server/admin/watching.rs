@@ -15,6 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
 use super::query::listening;
 use super::{AdminListener, Error};
+use crate::queue::LaneId;
 use crate::server::reply::{self, Reply};
 use crate::server::{Phase, past};
 use crate::stats::Listening;
@@ -83,6 +84,10 @@ impl AdminListener {
             _slot: OwnedSemaphorePermit,
         }
         let wanted = listening(query)?;
+        let lane = wanted.lane.as_deref().and_then(LaneId::parse);
+        if lane.is_some_and(|lane| self.queue.find_lane(lane).is_none()) {
+            return Err(Error::NoSuch("lane"));
+        }
         let watching = Watching {
             _slot: self.watcher()?,
             listening: self.stats.tail.listen(wanted),
