@@ -123,14 +123,16 @@ struct Token {
 impl Admin {
     fn new(args: &AdminArgs) -> Result<Admin, Failure> {
         let url = base_url("--admin", "http://127.0.0.1:7347", &args.admin)?;
-        let token = args.token_file.as_ref().map(|path| {
-            let (path, text) = (path.clone(), read_token(path)?);
-            Ok(Token { path, text })
-        });
+        let token = |path: &PathBuf| {
+            Ok::<_, Failure>(Token {
+                text: read_token(path)?,
+                path: path.clone(),
+            })
+        };
         Ok(Admin {
             client: client()?,
             url,
-            token: token.transpose()?,
+            token: args.token_file.as_ref().map(token).transpose()?,
         })
     }
 

@@ -1,16 +1,14 @@
 //! `segspool dead-letters`: what can never be delivered, and what becomes of it.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
 use super::admin::{self, Admin, AdminArgs, Failure, print, print_json, table};
-use super::{EX_CANTCREAT, EX_DATAERR, EX_USAGE};
+use super::{EX_DATAERR, EX_USAGE, file};
 use crate::server::LetterView;
 use crate::words::counted;
 
@@ -264,33 +262,13 @@ async fn list(
 async fn export(admin: &Admin, path: &str, output: Option<&PathBuf>) -> Result<ExitCode, Failure> {
     match output {
         Some(output) => {
-            let mut file = BufWriter::new(new_file(output)?);
+            let mut file = BufWriter::new(file::create_for("--output", output)?);
             admin.copy(path, &mut file).await?;
             file.get_ref().sync_all()?;
         }
         None => admin.copy(path, &mut io::stdout()).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A file for events, which nobody but its owner may read.
-fn new_file(path: &Path) -> Result<File, Failure> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    options.open(path).map_err(|error| {
-        let shown = path.display();
-        let message = match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                format!(
-                    "{shown} is there already; move it away, or name another with --output FILE"
-                )
-            }
-            _ => {
-                format!("failed to make {shown}: {error}; name a file elsewhere with --output FILE")
-            }
-        };
-        Failure::new(EX_CANTCREAT, message)
-    })
 }
 
 async fn replay(admin: &Admin, path: &str, json: bool) -> Result<ExitCode, Failure> {

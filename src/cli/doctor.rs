@@ -1,8 +1,7 @@
 //! `segspool doctor`: what is in a stopped spool, what is damaged, and every event of it that can be read. Changes nothing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +11,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::admin::{Failure, finish, print, print_json, table};
-use super::{EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, EX_TEMPFAIL, EX_USAGE};
+use super::{
+    EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, EX_TEMPFAIL, EX_USAGE, file,
+};
 use crate::ingest::SEGMENT;
 use crate::queue::{Exam, OpenError, Salvaged, VolumeExam, examine};
 use crate::words::counted;
@@ -266,11 +267,7 @@ impl Salvage {
         }
         Ok(Salvage {
             path: path.to_owned(),
-            events: create(path).map_err(|error| {
-                let path = path.display();
-                let message = format!("failed to make {path}: {error}. Name a new file with --salvage, in a directory that you can write");
-                Failure::new(EX_CANTCREAT, message)
-            })?,
+            events: BufWriter::new(file::create_for("--salvage", path)?),
             webhooks_path: path.with_added_extension("webhooks"),
             webhooks: None,
             written: 0,
@@ -284,7 +281,10 @@ impl Salvage {
         }
         let webhooks = match &mut self.webhooks {
             Some(webhooks) => webhooks,
-            None => self.webhooks.insert(create(&self.webhooks_path)?),
+            None => {
+                let file = file::create(&self.webhooks_path)?;
+                self.webhooks.insert(BufWriter::new(file))
+            }
         };
         webhooks.write_all(salvaged.event)?;
         webhooks.write_all(b"\n")
@@ -327,17 +327,6 @@ fn write_with_key(to: &mut impl Write, salvaged: &Salvaged<'_>) -> io::Result<()
     write!(to, "{{\"writeKey\":{key},\"batch\":[")?;
     to.write_all(salvaged.event)?;
     to.write_all(b"]}\n")
-}
-
-/// A new file that only its owner can read.
-fn create(path: &Path) -> io::Result<BufWriter<File>> {
-    let mut options = OpenOptions::new();
-    let file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    Ok(BufWriter::new(file))
 }
 
 #[cfg(test)]

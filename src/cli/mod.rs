@@ -7,6 +7,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod events;
+mod file;
 mod import;
 mod lanes;
 mod man;

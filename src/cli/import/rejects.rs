@@ -2,10 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::portion::Rejected;
+use crate::cli::file;
 use crate::queue::files;
 
 /// The file, made when there is something to write.
@@ -80,9 +80,7 @@ impl Rejects {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let mut options = OpenOptions::new();
-                options.write(true).create_new(true).mode(0o600);
-                let file = options.open(&self.path)?;
+                let file = file::create(&self.path)?;
                 files::sync_parent(&self.path)?;
                 self.file.insert(file)
             }
