@@ -4,6 +4,7 @@
 //! alone. An unknown key, a wrong type and a value out
 //! of range are errors that say where and what to do. No message shows a value that may be a secret.
 
+mod credential;
 mod reload;
 mod source;
 mod webhook;
@@ -260,6 +261,7 @@ impl Config {
             line: None,
             message: e.message().to_owned(),
         })?;
+        config.find_files(&sources)?;
         config.read_secrets(&sources)?;
         config.check().map_err(|broken| Error::Range {
             source: sources.find(&broken.at).cloned(),
@@ -293,6 +295,31 @@ impl Config {
         }
     }
 
+    /// Finds the credentials among the files that others read.
+    fn find_files(&mut self, sources: &Sources) -> Result<(), Error> {
+        let oauth = self.segment.oauth.as_mut().map(|oauth| {
+            let key = "segment.oauth.private_key_file";
+            (key, &mut oauth.private_key_file)
+        });
+        let tls = self.ingest.tls.as_mut().into_iter();
+        let tls = tls.flat_map(|tls| {
+            [
+                ("ingest.tls.cert", &mut tls.cert),
+                ("ingest.tls.key", &mut tls.key),
+            ]
+        });
+        let tls = tls.filter_map(|(key, path)| Some((key, path.as_mut()?)));
+        for (key, path) in oauth.into_iter().chain(tls) {
+            *path = credential::file(path).map_err(|message| Error::Named {
+                source: sources.find(key).cloned(),
+                key,
+                path: path.clone(),
+                message,
+            })?;
+        }
+        Ok(())
+    }
+
     fn read_secrets(&mut self, sources: &Sources) -> Result<(), Error> {
         let wrong = |at: &str, key: &'static str, path: &Path, message: String| Error::Named {
             source: sources.find(at).cloned(),
@@ -301,7 +328,8 @@ impl Config {
             message,
         };
         let read = |at: &str, key: &'static str, path: &Path| {
-            let content = fs::read_to_string(path);
+            let file = credential::file(path).map_err(|message| wrong(at, key, path, message))?;
+            let content = fs::read_to_string(file);
             // The white space around it is an editor's.
             let content = content.map(|content| content.trim().to_owned());
             content.map_err(|error| wrong(at, key, path, error.to_string()))

@@ -180,7 +180,7 @@ async fn live(
     };
     let mut serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
     let mut delivering = tokio::spawn(deliver.run());
-    notify::ready(&report.words());
+    notify::ready();
     let mut reporting = tokio::spawn(report.run());
 
     let ended = loop {

@@ -15,22 +15,17 @@ pub(super) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero())
 }
 
-/// Events are accepted from now on.
-pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// Events are accepted from now on, by the configuration as it was read last.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
 }
 
-/// The configuration is being read anew; [`reloaded`] says when it has been.
+/// The configuration is being read anew; [`ready`] says when it has been.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => warn!(%error, "failed to notify systemd"),
     }
-}
-
-/// The configuration has been read.
-pub(super) fn reloaded() {
-    tell(&[NotifyState::Ready]);
 }
 
 /// The process is on its way out.

@@ -36,7 +36,7 @@ impl Reload {
             ),
             Err(error) => error!(%error, "the configuration stays as it was"),
         }
-        notify::reloaded();
+        notify::ready();
     }
 
     fn take_up(&self, config: &mut Config) -> Result<Vec<&'static str>, Error> {

@@ -93,7 +93,7 @@ impl Report {
     }
 
     /// How it goes, in one line.
-    pub(super) fn words(&self) -> String {
+    fn words(&self) -> String {
         let phase = *self.phase.borrow();
         let phase = match phase {
             Phase::Running if self.queue.is_full() => "Full, accepting nothing",

@@ -29,6 +29,7 @@ mod profiles;
 mod reload;
 mod secrets;
 mod stats;
+mod systemd;
 mod tail;
 mod terminal;
 mod trace;
