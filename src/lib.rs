@@ -8,9 +8,10 @@
 //!                    event                                └──▶ dead letters
 //! ```
 //!
-//! A module imports only from layers below its own, `words` lowest: [`event`], [`queue`] and [`stats`]; then [`ingest`] and [`batch`]; then
+//! A module imports only from layers below its own, `mask` and `words` lowest: [`event`], [`queue`] and [`stats`]; then [`ingest`] and [`batch`]; then
 //! [`deliver`] and [`profiles`]; then [`server`]; then [`config`], [`daemon`] and [`cli`]. [`stand_in`], the pretend Segment, stands apart.
 
+mod mask;
 mod words;
 
 pub mod event;

@@ -23,7 +23,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     admin::finish(async {
-        let loaded = Config::load_explained(args.config.as_deref(), serve::variables());
+        let loaded = serve::variables().and_then(|variables| {
+            Config::load_explained(args.config.as_deref(), variables.into_iter())
+        });
         let (config, settings) = loaded.map_err(|error| {
             let message = format!("failed to read the configuration: {error}");
             Failure::new(EX_CONFIG, message)

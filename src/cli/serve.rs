@@ -1,13 +1,16 @@
 //! `segspool serve`: the daemon.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tracing::error;
+
 use super::{
     EX_CANTCREAT, EX_CONFIG, EX_IOERR, EX_OSERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, complain,
 };
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::daemon::{self, Error};
 use crate::queue::OpenError;
 use crate::server::BindError;
@@ -21,7 +24,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let file = args.config.clone();
-    let load = move || Config::load(file.as_deref(), variables());
+    let load = move || Config::load(file.as_deref(), variables()?.into_iter());
     let config = match load() {
         Ok(config) => config,
         Err(error) => {
@@ -33,9 +36,10 @@ pub(super) fn run(args: &Args) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let (code, remedy) = judge(&error);
+    // It is the log's last word: whoever reads that need not look elsewhere.
     match remedy {
-        "" => complain(&error),
-        remedy => complain(&format_args!("{error}. {remedy}")),
+        "" => error!("{error}"),
+        remedy => error!("{error}. {remedy}"),
     }
     ExitCode::from(code)
 }
@@ -90,7 +94,18 @@ fn cannot_be_made(error: &io::Error) -> bool {
     )
 }
 
-/// The environment. A variable that is not text is none of ours.
-pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+/// The environment. One of ours that is no text is an error; others are not looked at.
+pub(super) fn variables() -> Result<Vec<(String, String)>, config::Error> {
+    let ours = |name: &OsString| name.to_string_lossy().starts_with(config::VARIABLE_PREFIX);
+    let ours = std::env::vars_os().filter(|(name, _)| ours(name));
+    let texts = ours.map(
+        |(name, value)| match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => Ok((name, value)),
+            (name, _) => Err(config::Error::Variable {
+                name: name.unwrap_or_else(|name| name.to_string_lossy().into_owned()),
+                message: "it is not UTF-8".to_owned(),
+            }),
+        },
+    );
+    texts.collect()
 }

@@ -220,7 +220,8 @@ fn behind(source: &Option<Source>) -> String {
 
 impl std::error::Error for Error {}
 
-const VARIABLE_PREFIX: &str = "SEGSPOOL_";
+/// What the name of each of the daemon's variables begins with.
+pub const VARIABLE_PREFIX: &str = "SEGSPOOL_";
 const TOKEN_RULE: &str = "a token is one line of printable ASCII without spaces, and not empty";
 
 impl Config {
@@ -564,7 +565,10 @@ fn read_file(path: &Path) -> Result<(Table, Sources), Error> {
     let wrong = |e: toml::de::Error| Error::File {
         path: path.to_owned(),
         line: e.span().map(|span| line_of(&text, span.start)),
-        message: e.message().to_owned(),
+        message: match e.span().and_then(|span| key_at(&text, span.start)) {
+            Some(key) => format!("{key}: {}", with_remedy(e.message())),
+            None => with_remedy(e.message()),
+        },
     };
     // Only here, while the text is at hand, can an error name its line.
     toml::from_str::<Config>(&text).map_err(wrong)?;
@@ -575,6 +579,41 @@ fn read_file(path: &Path) -> Result<(Table, Sources), Error> {
 /// The line, from 1, of the byte at `offset`.
 fn line_of(text: &str, offset: usize) -> usize {
     text[..offset].matches('\n').count() + 1
+}
+
+/// The key of the line of the byte at `offset`, where it has one and that is not what is wrong.
+fn key_at(text: &str, offset: usize) -> Option<&str> {
+    let start = text[..offset].rfind('\n').map_or(0, |before| before + 1);
+    let key = text[start..].split(['=', '\n']).next()?;
+    let is_before = start + key.len() < offset;
+    let key = key.trim();
+    let is_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    (is_before && !key.is_empty() && key.chars().all(is_key)).then_some(key)
+}
+
+/// What the TOML library or a value's own type has said, and how such a value is written.
+fn with_remedy(message: &str) -> String {
+    let remedies = [
+        (
+            "expected a sequence",
+            "a list is written like [\"a\", \"b\"]",
+        ),
+        ("friendly", "a duration is written like \"10s\" or \"5m\""),
+        (
+            "expected a string",
+            "a text is written in quotes, like \"10s\"",
+        ),
+        (
+            "must be quoted",
+            "a text is written in quotes, like \"10s\"",
+        ),
+        ("expected a boolean", "it is true or false"),
+    ];
+    let message = message.trim_end().replace('\n', ": ");
+    match remedies.iter().find(|(sign, _)| message.contains(sign)) {
+        Some((_, remedy)) => format!("{message}; {remedy}"),
+        None => message,
+    }
 }
 
 /// What begins as the daemon's variables do and is meant for others, who may hand it on to the daemon: the tests, which start one.
@@ -615,7 +654,7 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
         put(&mut tried, &path, value)?;
         match Config::deserialize(tried.clone()) {
             Ok(_) => return Ok(tried),
-            Err(e) => _ = first_error.get_or_insert(e.message().to_owned()),
+            Err(e) => _ = first_error.get_or_insert(with_remedy(e.message())),
         }
     }
     let message = first_error.unwrap_or_default();

@@ -99,11 +99,7 @@ pub fn run(config: Config, load: Load) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::System)?;
-    let result = runtime.block_on(live(config, activation, load, level, signals));
-    if let Err(error) = &result {
-        error!(%error, "ended");
-    }
-    result
+    runtime.block_on(live(config, activation, load, level, signals))
 }
 
 /// Finds what would keep [`run`] from starting, as far as that shows without listening or writing anywhere.

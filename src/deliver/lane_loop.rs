@@ -205,6 +205,10 @@ impl LaneLoop {
 
     /// Waits until a batch should go, and then for a slot for its call.
     async fn slot_for_batch(&mut self) -> OwnedSemaphorePermit {
+        if self.pace_until.is_some_and(|until| until > Instant::now()) {
+            self.stats
+                .holds_back("keeping to segment.max_events_per_second");
+        }
         passed(self.pace_until).await;
         self.batch_due().await;
         let is_suspect = self.trouble.is_some();
@@ -213,6 +217,8 @@ impl LaneLoop {
             return slot;
         }
         self.put_aside();
+        self.stats
+            .holds_back("waiting for other lanes' calls to end");
         slots
             .acquire_owned()
             .await
@@ -254,6 +260,7 @@ impl LaneLoop {
                 return;
             }
             let since = *self.lingering_since.get_or_insert_with(Instant::now);
+            self.stats.holds_back("waiting for a batch to fill");
             let mut hurry = self.context.hurry.subscribe();
             tokio::select! {
                 () = self.reader.published() => {}

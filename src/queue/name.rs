@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::mask::masked;
+
 /// The kind of lane that leads to a webhook's URL. Its key is the webhook's name, a space, and the URL.
 pub const WEBHOOK: &str = "webhook";
 
@@ -32,7 +34,7 @@ impl LaneName {
         &self.key
     }
 
-    /// The key as it may be shown: its last four characters, and nothing of a key that has no more than four. A webhook's name goes
+    /// The key as it may be shown: its last four characters, and no more than half of a short one. A webhook's name goes
     /// before them.
     #[must_use]
     pub fn masked_key(&self) -> String {
@@ -63,14 +65,6 @@ impl fmt::Debug for LaneName {
     }
 }
 
-fn masked(secret: &str) -> String {
-    let shown = match secret.char_indices().rev().nth(3) {
-        Some((at, _)) if at > 0 => &secret[at..],
-        _ => "",
-    };
-    format!("…{shown}")
-}
-
 /// A lane's identity: a digest of its name, the same in every process. Shown as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub(super) u64);
@@ -98,10 +92,10 @@ mod tests {
     fn a_lane_shows_no_more_of_its_key_than_the_last_four_characters() {
         for (destination, key, shown) in [
             ("segment", "0123456789ab12", "…ab12"),
-            ("segment", "12345", "…2345"),
-            ("segment", "1234", "…"),
+            ("segment", "12345", "…45"),
+            ("segment", "1234", "…34"),
             ("segment", "", "…"),
-            ("segment", "éäöüß", "…äöüß"),
+            ("segment", "éäöüß", "…üß"),
             ("segment", "secret key12", "…ey12"),
             (WEBHOOK, "orders https://host/t0ken/hook", "orders …hook"),
             (WEBHOOK, "orders http://host/a b/hook", "orders …hook"),

@@ -198,6 +198,8 @@ impl Store {
             opened => opened,
         }
         .and_then(|db| {
+            // A new database would else have no bytes until its first commit, like one that was emptied.
+            guarded(|| db.flush().map(|_| ()).map_err(StoreError::from))?;
             sync_all_files(dir)?;
             let file = File::open(dir.join("db"))?;
             Ok(Store {

@@ -29,6 +29,8 @@ use super::reply::Live;
 const REST_MAX: Duration = Duration::from_secs(90);
 /// The first request's head, once begun, may take this long.
 const HEAD_MAX: Duration = Duration::from_secs(30);
+/// A request may be on its way when its connection is to end, above all on one that has waited in a socket of systemd's.
+const ON_ITS_WAY_MAX: Duration = Duration::from_millis(250);
 /// Whoever watches a reply that goes on for ever has to take something of it in this time.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// What a connection may hold of a request before it is handed on: its head, or a piece of its body.
@@ -80,13 +82,18 @@ async fn first_head(
     stopping: &mut watch::Receiver<bool>,
 ) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    let first = timeout(REST_MAX, read(stream, &mut head));
-    tokio::select! {
-        first = first => {
-            first??;
+    let heard = {
+        let mut first = pin!(timeout(REST_MAX, read(stream, &mut head)));
+        tokio::select! {
+            biased;
+            first = first.as_mut() => Some(first),
+            () = stopped(stopping) => timeout(ON_ITS_WAY_MAX, first.as_mut()).await.ok(),
         }
-        () = stopped(stopping) => return Ok(head),
-    }
+    };
+    match heard {
+        Some(first) => first??,
+        None => return Ok(head),
+    };
     let rest = async {
         while is_partial(&head) && head.len() < HEAD_BYTES_MAX {
             if read(stream, &mut head).await? == 0 {

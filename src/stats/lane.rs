@@ -13,7 +13,7 @@ use super::snapshot::LaneSnapshot;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LaneState {
-    /// Nothing to send, or waiting for a batch to fill.
+    /// Nothing to send; or something, and a reason why it is not sent yet, such as a batch that is to fill.
     #[default]
     Idle,
     /// A call is under way.
@@ -129,6 +129,15 @@ impl LaneStats {
         self.change(|live| {
             if live.in_flight_batches == 0 {
                 live.at_ease(LaneState::Idle);
+            }
+        });
+    }
+
+    /// There is something to be sent, and for now nothing is: why.
+    pub fn holds_back(&self, reason: &str) {
+        self.change(|live| {
+            if live.state == LaneState::Idle && live.in_flight_batches == 0 {
+                live.reason = Some(reason.to_owned());
             }
         });
     }

@@ -572,7 +572,7 @@ async fn the_command_line_does_all_that_the_listener_does() {
             "cannot be used with",
         ),
         (&["purge", "--all"], 64, "--yes"),
-        (&["export", "--output", &file], 74, "exists"),
+        (&["export", "--output", &file], 73, "exists"),
     ] {
         let (code, out, err) = run(args);
         assert_eq!((code, &*out), (expected, ""), "{args:?}: {err}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Each module with its layer. One imports only from lower layers; neighbours do not import each other.
 const LAYERS: &[&[&str]] = &[
-    &["words"],
+    &["mask", "words"],
     &["event", "queue", "stats"],
     &["ingest", "batch"],
     &["deliver", "profiles"],

@@ -30,7 +30,7 @@ async fn stats_are_shown_as_a_table_and_as_json() {
     };
     assert!(row("daemon").contains("running"), "{shown}");
     assert!(row("accepted").contains("3 events"), "{shown}");
-    assert!(row("delivered").contains("3 events in 1 calls"), "{shown}");
+    assert!(row("delivered").contains("3 events in 1 call,"), "{shown}");
     assert!(row("done").contains("nothing waits"), "{shown}");
     assert!(shown.contains("…2345"), "{shown}");
     assert!(!shown.contains(KEY), "{shown}");
@@ -117,7 +117,7 @@ async fn a_live_view_moves_as_the_daemon_works_says_when_it_is_gone_and_ends_whe
         assert!(empty.contains(part), "{part}: {empty}");
     }
     relay.track(KEY, &ids("e", 0..7)).await;
-    let moved = |screen: &str| screen.contains("7 events in 1 calls") && screen.contains("…2345");
+    let moved = |screen: &str| screen.contains("7 events in 1 call,") && screen.contains("…2345");
     terminal.until(moved).await;
 
     segment.answer(segspool::stand_in::Answer::status(401));

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use indicatif::{HumanCount, HumanDuration};
 
 use crate::stats::{LaneSnapshot, LaneState, Snapshot};
+use crate::words::counted;
 
 /// What there is to say of a daemon as a whole, the most pressing first.
 pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
@@ -35,8 +36,8 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         (
             "accepted",
             format!(
-                "{} events, {:.1}/s now, {:.1}/s over 5 min",
-                HumanCount(ingest.accepted_events),
+                "{}, {:.1}/s now, {:.1}/s over 5 min",
+                counted(ingest.accepted_events, "event"),
                 ingest.events_per_second,
                 ingest.events_per_second_5m,
             ),
@@ -44,8 +45,8 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         (
             "waiting",
             format!(
-                "{} events ({}), the oldest for {}",
-                HumanCount(queue.events),
+                "{} ({}), the oldest for {}",
+                counted(queue.events, "event"),
                 ByteSize(queue.bytes),
                 for_seconds(queue.oldest_age_seconds),
             ),
@@ -53,22 +54,25 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         (
             "delivered",
             format!(
-                "{} events in {} calls, {:.1}/s now, {:.1}/s over 5 min, {} retries",
-                HumanCount(delivery.events),
-                HumanCount(delivery.batches),
+                "{} in {}, {:.1}/s now, {:.1}/s over 5 min, {}",
+                counted(delivery.events, "event"),
+                counted(delivery.batches, "call"),
                 delivery.events_per_second,
                 delivery.events_per_second_5m,
-                HumanCount(delivery.retries),
+                match delivery.retries {
+                    1 => "1 retry".to_owned(),
+                    retries => format!("{} retries", HumanCount(retries)),
+                },
             ),
         ),
         ("done", done(snapshot)),
         (
             "disk",
             format!(
-                "{} of {} in {} volumes; {} free",
+                "{} of {} in {}; {} free",
                 ByteSize(queue.disk_bytes),
                 ByteSize(queue.max_bytes),
-                queue.volumes,
+                counted(queue.volumes, "volume"),
                 ByteSize(queue.free_disk_bytes),
             ),
         ),
@@ -115,17 +119,43 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
     facts
 }
 
+/// The same at one glance, for a small terminal: does it accept, how much waits, when is it done.
+pub(super) fn glance(snapshot: &Snapshot) -> [String; 3] {
+    let queue = &snapshot.queue;
+    let accepting = if snapshot.ingest.accepting {
+        "accepting"
+    } else {
+        "NOT ACCEPTING"
+    };
+    let waiting = match queue.events {
+        0 => "nothing waits".to_owned(),
+        events => {
+            let age = for_seconds(queue.oldest_age_seconds);
+            format!("{} for {age}", counted(events, "event"))
+        }
+    };
+    [
+        format!("{}, {accepting}", snapshot.state),
+        format!("waiting  {waiting}"),
+        format!("done     {}", done(snapshot)),
+    ]
+}
+
 /// When all will be delivered, or what stands against it.
 fn done(snapshot: &Snapshot) -> String {
     let stuck = |lane: &&LaneSnapshot| {
         lane.events > 0 && matches!(lane.state, LaneState::Held | LaneState::Paused)
     };
-    let stuck = snapshot.lanes.iter().filter(stuck).count();
+    let stuck = snapshot.lanes.iter().filter(stuck).count() as u64;
     match (snapshot.delivery.drain_eta_seconds, snapshot.queue.events) {
         (_, 0) => "nothing waits".to_owned(),
         (Some(seconds), _) => format!("in {}", for_seconds(seconds)),
         (None, _) if stuck > 0 => {
-            format!("not until somebody acts: {stuck} lanes are held or paused")
+            let (lanes, are) = (
+                counted(stuck, "lane"),
+                if stuck == 1 { "is" } else { "are" },
+            );
+            format!("not until somebody acts: {lanes} {are} held or paused")
         }
         (None, _) => "not in sight: no less waits than ten seconds ago".to_owned(),
     }
@@ -155,7 +185,7 @@ mod tests {
                 5,
                 None,
                 LaneState::Held,
-                "not until somebody acts: 1 lanes are held or paused",
+                "not until somebody acts: 1 lane is held or paused",
             ),
             (
                 5,

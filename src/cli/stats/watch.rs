@@ -9,15 +9,15 @@ use std::time::Duration;
 use ratatui::crossterm::event::{self, Event as Input, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::Line;
-use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table, Wrap};
 use ratatui::{DefaultTerminal, Frame};
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::view::{facts, for_seconds};
+use super::view::{facts, for_seconds, glance};
 use crate::cli::admin::{Admin, Failure};
 use crate::cli::events::{Event, Events};
 use crate::cli::{EX_OSERR, EX_USAGE};
@@ -27,6 +27,9 @@ use crate::stats::{LaneSnapshot, LaneState, Snapshot};
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Points of five seconds that are kept: ten minutes.
 const POINTS_MAX: usize = 120;
+/// A smaller terminal shows what there is at one glance, and each lane in a line of words.
+const WIDTH_MIN: u16 = 100;
+const HEIGHT_MIN: u16 = 18;
 
 /// Watches until whoever watches has seen enough.
 pub(super) async fn watch(admin: &Admin) -> Result<ExitCode, Failure> {
@@ -181,9 +184,49 @@ fn draw(terminal: &mut DefaultTerminal, screen: &Screen) -> io::Result<()> {
 }
 
 fn paint(frame: &mut Frame<'_>, screen: &Screen) {
+    let area = frame.area();
+    if area.width < WIDTH_MIN || area.height < HEIGHT_MIN {
+        paint_small(frame, screen);
+    } else {
+        paint_all(frame, screen);
+    }
+}
+
+fn paint_small(frame: &mut Frame<'_>, screen: &Screen) {
+    let glance = glance(&screen.snapshot);
+    let [head, lanes, foot] = Layout::vertical([
+        Constraint::Length(glance.len() as u16),
+        Constraint::Min(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    let width = usize::from(head.width);
+    let glance = glance.iter().map(|line| Line::from(cut(line, width)));
+    frame.render_widget(Paragraph::new(glance.collect::<Vec<_>>()), head);
+    let lines = screen.snapshot.lanes.iter().map(|lane| {
+        let mut line = format!(
+            "{} {} {}, {} waiting",
+            lane.destination,
+            lane.key,
+            lane.state.name(),
+            lane.events
+        );
+        if let Some(reason) = &lane.reason {
+            line.push_str(": ");
+            line.push_str(reason);
+        }
+        Line::styled(line, style_of(lane.state))
+    });
+    let lines = Paragraph::new(lines.collect::<Vec<_>>()).wrap(Wrap { trim: true });
+    frame.render_widget(lines, lanes);
+    paint_foot(frame, foot, screen);
+}
+
+fn paint_all(frame: &mut Frame<'_>, screen: &Screen) {
+    let width = usize::from(frame.area().width);
     let facts: Vec<Line<'_>> = facts(&screen.snapshot)
         .into_iter()
-        .map(|(what, fact)| Line::from(format!("{what:<13}{fact}")))
+        .map(|(what, fact)| Line::from(cut(&format!("{what:<13}{fact}"), width)))
         .collect();
     let [head, charts, lanes, foot] = Layout::vertical([
         Constraint::Length(facts.len() as u16),
@@ -195,14 +238,18 @@ fn paint(frame: &mut Frame<'_>, screen: &Screen) {
     frame.render_widget(Paragraph::new(facts), head);
     paint_charts(frame, charts, screen);
     paint_lanes(frame, lanes, &screen.snapshot.lanes);
+    paint_foot(frame, foot, screen);
+}
+
+fn paint_foot(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
     let line = match &screen.trouble {
         None => Line::from("q or Ctrl-C ends"),
         Some(trouble) => Line::styled(
-            format!("NO NEWS: {trouble}"),
+            cut(&format!("NO NEWS: {trouble}"), usize::from(area.width)),
             Style::new().fg(Color::Red).add_modifier(Modifier::BOLD),
         ),
     };
-    frame.render_widget(Paragraph::new(line), foot);
+    frame.render_widget(Paragraph::new(line), area);
 }
 
 fn paint_charts(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
@@ -225,25 +272,20 @@ fn paint_charts(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
 }
 
 fn paint_lanes(frame: &mut Frame<'_>, area: Rect, lanes: &[LaneSnapshot]) {
+    // What the other columns leave, and the space before each but the first.
+    let for_reason = usize::from(area.width).saturating_sub(80 + 6);
     let rows = lanes.iter().map(|lane| {
-        let style = match lane.state {
-            LaneState::Held => Style::new().fg(Color::Red),
-            LaneState::BackingOff | LaneState::RateLimited | LaneState::Paused => {
-                Style::new().fg(Color::Yellow)
-            }
-            LaneState::Idle | LaneState::Sending => Style::new(),
-        };
         let wait = lane.retry_in_seconds.map(for_seconds).unwrap_or_default();
         Row::new([
             lane.id.clone(),
-            format!("{} {}", lane.destination, lane.key),
+            cut(&format!("{} {}", lane.destination, lane.key), 22),
             lane.state.name().to_owned(),
             lane.events.to_string(),
             lane.delivered_events.to_string(),
             wait,
-            lane.reason.clone().unwrap_or_default(),
+            cut(lane.reason.as_deref().unwrap_or_default(), for_reason),
         ])
-        .style(style)
+        .style(style_of(lane.state))
     });
     let widths = [
         Constraint::Length(16),
@@ -265,4 +307,46 @@ fn paint_lanes(frame: &mut Frame<'_>, area: Rect, lanes: &[LaneSnapshot]) {
     ];
     let header = Row::new(header).style(Style::new().add_modifier(Modifier::BOLD));
     frame.render_widget(Table::new(rows, widths).header(header), area);
+}
+
+fn style_of(state: LaneState) -> Style {
+    match state {
+        LaneState::Held => Style::new().fg(Color::Red),
+        LaneState::BackingOff | LaneState::RateLimited | LaneState::Paused => {
+            Style::new().fg(Color::Yellow)
+        }
+        LaneState::Idle | LaneState::Sending => Style::new(),
+    }
+}
+
+/// A text as far as it fits, with an ellipsis where something is left out.
+fn cut(text: &str, width: usize) -> String {
+    if Span::raw(text).width() <= width {
+        return text.to_owned();
+    }
+    let mut cut = text.to_owned();
+    while Span::raw(&cut).width() >= width.max(1) {
+        cut.pop();
+    }
+    cut.push('…');
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_ends_in_an_ellipsis() {
+        for (text, width, expected) in [
+            ("waiting", 7, "waiting"),
+            ("waiting", 6, "waiti…"),
+            ("注文完了", 8, "注文完了"),
+            ("注文完了", 7, "注文完…"),
+            ("waiting", 1, "…"),
+            ("", 0, ""),
+        ] {
+            assert_eq!(cut(text, width), expected);
+        }
+    }
 }
