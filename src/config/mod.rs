@@ -565,10 +565,10 @@ fn read_file(path: &Path) -> Result<(Table, Sources), Error> {
     let wrong = |e: toml::de::Error| Error::File {
         path: path.to_owned(),
         line: e.span().map(|span| line_of(&text, span.start)),
-        message: match e.span().and_then(|span| key_at(&text, span.start)) {
-            Some(key) => format!("{key}: {}", with_remedy(e.message())),
-            None => with_remedy(e.message()),
-        },
+        message: with_remedy(
+            e.span().and_then(|span| key_at(&text, span.start)),
+            e.message(),
+        ),
     };
     // Only here, while the text is at hand, can an error name its line.
     toml::from_str::<Config>(&text).map_err(wrong)?;
@@ -591,8 +591,9 @@ fn key_at(text: &str, offset: usize) -> Option<&str> {
     (is_before && !key.is_empty() && key.chars().all(is_key)).then_some(key)
 }
 
-/// What the TOML library or a value's own type has said, and how such a value is written.
-fn with_remedy(message: &str) -> String {
+/// What is wrong with a value. Where a library says it, which knows neither the key nor us, it is told with the key and how such a
+/// value is written.
+fn with_remedy(key: Option<&str>, message: &str) -> String {
     let remedies = [
         (
             "expected a sequence",
@@ -611,7 +612,10 @@ fn with_remedy(message: &str) -> String {
     ];
     let message = message.trim_end().replace('\n', ": ");
     match remedies.iter().find(|(sign, _)| message.contains(sign)) {
-        Some((_, remedy)) => format!("{message}; {remedy}"),
+        Some((_, remedy)) => {
+            let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
+            format!("{key}{message}; {remedy}")
+        }
         None => message,
     }
 }
@@ -654,7 +658,7 @@ fn lay_over(table: Table, key: &str, text: &str) -> Result<Table, String> {
         put(&mut tried, &path, value)?;
         match Config::deserialize(tried.clone()) {
             Ok(_) => return Ok(tried),
-            Err(e) => _ = first_error.get_or_insert(with_remedy(e.message())),
+            Err(e) => _ = first_error.get_or_insert(with_remedy(None, e.message())),
         }
     }
     let message = first_error.unwrap_or_default();

@@ -378,7 +378,22 @@ fn every_error_says_where_and_what() {
         (
             "[profiles]\ncache_ttl = \"soon\"\n",
             None,
-            "config.toml:2: ",
+            "config.toml:2: cache_ttl: ",
+        ),
+        (
+            "[retry]\nmax = 60\n",
+            None,
+            "; a text is written in quotes, like \"10s\"",
+        ),
+        (
+            "[retry]\nmax = \"soon\"\n",
+            None,
+            "; a duration is written like \"10s\" or \"5m\"",
+        ),
+        (
+            "",
+            Some(("SEGSPOOL_INGEST__LISTEN", "127.0.0.1:7346")),
+            "; a list is written like [\"a\", \"b\"]",
         ),
         (
             "",
