@@ -308,10 +308,10 @@ async fn whatever_is_wrong_there_is_one_line_that_says_what_to_do_and_an_exit_co
             assert!(err.contains(words), "{args:?}: {err}");
         }
         assert_eq!(out, "", "{args:?}");
-        // The daemon logs besides, and clap has a form of its own.
+        // The daemon says it in its log, once it has one, and clap has a form of its own.
         let lines: Vec<_> = err
             .lines()
-            .filter(|line| line.starts_with("segspool: "))
+            .filter(|line| line.starts_with("segspool: ") || line.contains(" ERROR "))
             .collect();
         assert!(
             lines.len() == 1 || err.starts_with("error: "),

@@ -326,7 +326,7 @@ async fn where_the_token_endpoint_is_in_trouble_the_lane_backs_off_until_it_is_w
                 stats
                     .lanes
                     .first()
-                    .is_some_and(|lane| lane.reason.is_some())
+                    .is_some_and(|lane| lane.retry_in_seconds.is_some())
             })
             .await;
         let lane = &stats.lanes[0];
