@@ -601,6 +601,10 @@ fn with_remedy(key: Option<&str>, message: &str) -> String {
         ),
         ("friendly", "a duration is written like \"10s\" or \"5m\""),
         (
+            "duration string",
+            "a duration is written in quotes, like \"10s\"",
+        ),
+        (
             "expected a string",
             "a text is written in quotes, like \"10s\"",
         ),

@@ -383,7 +383,7 @@ fn every_error_says_where_and_what() {
         (
             "[retry]\nmax = 60\n",
             None,
-            "; a text is written in quotes, like \"10s\"",
+            "max: invalid type: integer `60`, expected an unsigned duration string; a duration is written in quotes, like \"10s\"",
         ),
         (
             "[retry]\nmax = \"soon\"\n",
