@@ -308,11 +308,17 @@ impl Poster {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.search_for_secrets();
-        }
+        let searched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if !std::thread::panicking() {
+                self.search_for_secrets();
+            }
+        }));
+        // Whatever was found, no daemon is left behind.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Err(found) = searched {
+            std::panic::resume_unwind(found);
+        }
         if !std::thread::panicking() {
             let log = self.log();
             self.poster.assert_no_secret_in(&log, "the log");
