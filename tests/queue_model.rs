@@ -8,7 +8,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use segspool::queue::{
     AppendError, Barrier, BuryError, Config, DeadLetter, Durability, Filter, Lane, LaneName,
-    LaneReader, NewLanes, OpenError, Position, Queue, Reading, Run,
+    LaneReader, NewLanes, OpenError, Position, Queue, Reading, Repacking, Run, WhenFull,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -54,6 +54,10 @@ enum Op {
     },
     /// Waits for the cursors to be saved.
     Save,
+    /// Reads and settles all that a lane has and waits until that is saved, so that volumes can be repacked without it.
+    Pass {
+        lane: usize,
+    },
     Reopen {
         volume_bytes: u64,
     },
@@ -73,7 +77,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(lane, bytes)| Op::Read { lane, bytes }),
         8 => (lane.clone(), any::<Option<prop::sample::Index>>(), prop_oneof![4 => 1..6usize, 1 => Just(1_000)], any::<bool>())
             .prop_map(|(lane, at, len, twice)| Op::Settle { lane, at, len, twice }),
-        2 => (lane, any::<prop::sample::Index>()).prop_map(|(lane, at)| Op::Bury { lane, at }),
+        2 => (lane.clone(), any::<prop::sample::Index>())
+            .prop_map(|(lane, at)| Op::Bury { lane, at }),
+        3 => lane.prop_map(|lane| Op::Pass { lane }),
         1 => any::<prop::sample::Index>().prop_map(|at| Op::Purge { at }),
         1 => Just(Op::Save),
         2 => volume_bytes().prop_map(|volume_bytes| Op::Reopen { volume_bytes }),
@@ -162,6 +168,8 @@ struct Pair {
     /// None only while it is opened anew: every handle must go before that.
     spool: Option<Spool>,
     models: Vec<LaneModel>,
+    /// How many volumes were repacked by the queues that were closed.
+    repacked: u64,
 }
 
 impl Pair {
@@ -171,6 +179,7 @@ impl Pair {
             spool: Some(Spool::open(dir.path(), volume_bytes).await),
             dir,
             models: (0..LANES).map(|_| LaneModel::default()).collect(),
+            repacked: 0,
         }
     }
 
@@ -209,16 +218,26 @@ impl Pair {
             }
             Op::Bury { lane, at } => self.bury(lane, at).await?,
             Op::Purge { at } => self.purge(at).await?,
-            Op::Save => {
-                let spool = self.spool();
-                let saved = spool.queue.resume(&spool.lanes[0]).await;
-                prop_assert!(saved.is_ok());
-                self.models.iter_mut().for_each(LaneModel::save);
+            Op::Save => self.save().await?,
+            Op::Pass { lane } => {
+                self.read(lane, usize::MAX).await?;
+                self.spool().readers[lane].settle(0..u64::MAX);
+                let read = self.models[lane].read.len();
+                self.models[lane].settle(0..read);
+                self.save().await?;
             }
             Op::Reopen { volume_bytes } => self.reopen(volume_bytes).await?,
             Op::Crash { volume_bytes } => self.crash(volume_bytes).await?,
         }
         self.check()
+    }
+
+    async fn save(&mut self) -> Result<(), TestCaseError> {
+        let spool = self.spool();
+        let saved = spool.queue.resume(&spool.lanes[0]).await;
+        prop_assert!(saved.is_ok());
+        self.models.iter_mut().for_each(LaneModel::save);
+        Ok(())
     }
 
     async fn append(
@@ -347,6 +366,7 @@ impl Pair {
     }
 
     async fn open_anew(&mut self, volume_bytes: u64) {
+        self.repacked += self.spool().queue.usage().repacked_volumes;
         self.spool = None;
         self.spool = Some(Spool::open(self.dir.path(), volume_bytes).await);
     }
@@ -447,7 +467,8 @@ impl Pair {
     }
 
     /// Settles all that is left: nothing comes back, and the disk does.
-    async fn drain(mut self) -> Result<(), TestCaseError> {
+    /// Returns how many volumes were repacked on the way.
+    async fn drain(mut self) -> Result<u64, TestCaseError> {
         for lane in 0..LANES {
             self.read(lane, usize::MAX).await?;
             self.spool().readers[lane].settle(0..u64::MAX);
@@ -475,7 +496,7 @@ impl Pair {
         prop_assert_eq!(self.spool().queue.depth().events, 0);
         prop_assert!(volumes(self.dir.path()).len() <= 1, "the disk is not back");
         self.spool().queue.close().await;
-        Ok(())
+        Ok(self.repacked)
     }
 }
 
@@ -510,15 +531,18 @@ fn whatever_is_done_to_it_the_queue_holds_what_its_model_holds() {
         max_shrink_time: 30_000,
         ..ProptestConfig::default()
     };
+    let repacked = AtomicU64::new(0);
     proptest!(config, |(volume_bytes in volume_bytes(), ops in ops())| {
-        runtime().block_on(async {
+        let volumes = runtime().block_on(async {
             let mut pair = Pair::new(volume_bytes).await;
             for op in ops {
                 pair.perform(op).await?;
             }
             pair.drain().await
         })?;
+        repacked.fetch_add(volumes, Ordering::Relaxed);
     });
+    assert!(repacked.into_inner() > 0, "no volume was ever repacked");
 }
 
 // ---- what random operations do not reach ----
@@ -550,8 +574,13 @@ fn an_append_returns_after_its_barrier_and_shows_nothing_before() {
             released.recv().expect("the test releases");
             file.sync_data()
         });
-        let (queue, _lanes) =
-            Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
+        let (queue, _lanes) = Queue::open_with(
+            dir.path(),
+            &config(128 << 20),
+            barrier,
+            Repacking::WhenWorthIt,
+        )
+        .expect("opened");
         let lane = queue.lane(&name(0)).expect("a lane");
         let mut append = tokio::spawn({
             let (queue, runs) = (queue.clone(), vec![(Arc::clone(&lane), run(&[b"held"]))]);
@@ -594,8 +623,13 @@ fn what_a_failed_barrier_refused_counts_nowhere_and_the_rest_goes_on_in_a_new_vo
     runtime().block_on(async {
         let dir = tempdir();
         let (barrier, failures) = failing_barrier();
-        let (queue, mut lanes) =
-            Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
+        let (queue, mut lanes) = Queue::open_with(
+            dir.path(),
+            &config(128 << 20),
+            barrier,
+            Repacking::WhenWorthIt,
+        )
+        .expect("opened");
         let lane = queue.lane(&name(0)).expect("a lane");
         let reader = within(lanes.next()).await;
         append(&queue, &lane, &[b"first", b"second"])
@@ -627,8 +661,13 @@ fn three_failures_in_a_row_end_the_writer_and_a_later_process_has_all_that_was_a
     runtime().block_on(async {
         let dir = tempdir();
         let (barrier, failures) = failing_barrier();
-        let (queue, lanes) =
-            Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
+        let (queue, lanes) = Queue::open_with(
+            dir.path(),
+            &config(128 << 20),
+            barrier,
+            Repacking::WhenWorthIt,
+        )
+        .expect("opened");
         let lane = queue.lane(&name(0)).expect("a lane");
         append(&queue, &lane, &[b"kept"]).await.expect("stored");
         failures.store(u32::MAX, Ordering::Release);
@@ -654,8 +693,13 @@ fn a_letter_whose_sync_failed_is_buried_once_when_it_is_tried_again() {
     runtime().block_on(async {
         let dir = tempdir();
         let (barrier, failures) = failing_barrier();
-        let (queue, _lanes) =
-            Queue::open_with(dir.path(), &config(128 << 20), barrier).expect("opened");
+        let (queue, _lanes) = Queue::open_with(
+            dir.path(),
+            &config(128 << 20),
+            barrier,
+            Repacking::WhenWorthIt,
+        )
+        .expect("opened");
         failures.store(1, Ordering::Release);
         let letters = queue.dead_letters();
         assert!(letters.bury(vec![(7, 0, letter(b"poison"))]).await.is_err());
@@ -780,7 +824,7 @@ async fn survives_a_damaged_volume(dir: &Path, what: &str) {
     assert_eq!(lane.depth().events, read.len() as u64, "{what}");
     assert_eq!(lane.lost_events(), recovered - read.len() as u64, "{what}");
     let quarantined = spool.queue.usage().quarantined_volumes;
-    if what.ends_with("true") && !what.starts_with("all") {
+    if what.ends_with("true") {
         assert_eq!(recovered, 15, "{what}: the summary knows");
     }
     if what.starts_with("nothing") || what.starts_with("conf") {
@@ -795,7 +839,8 @@ async fn survives_a_damaged_volume(dir: &Path, what: &str) {
 
     let spool = Spool::open(dir, 1).await;
     let kept = spool.queue.usage().quarantined_volumes;
-    let expected = if recovered > read.len() as u64 {
+    let is_there_to_keep = !what.starts_with("all");
+    let expected = if recovered > read.len() as u64 && is_there_to_keep {
         1
     } else {
         quarantined
@@ -846,6 +891,85 @@ fn a_lane_in_the_middle_of_a_volume_counts_right_at_every_start_though_an_older_
 }
 
 /// A lane whose lost events were the last ones has nothing left to settle; that too is drained.
+#[test]
+fn what_is_delivered_though_it_was_dropped_meanwhile_counts_as_delivered_only() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let config = Config {
+            max_bytes: ByteSize::mib(2),
+            when_full: WhenFull::DropOldest,
+            ..config(1 << 20)
+        };
+        let (queue, mut new) = Queue::open(dir.path(), &config).expect("opened");
+        let lane = queue.lane(&name(0)).expect("few lanes");
+        let reader = within(new.next()).await;
+        // Noise, or it would take no room.
+        let mut state = 1u64;
+        let mut noise = || {
+            let byte = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 56) as u8
+            };
+            std::iter::repeat_with(byte)
+                .take(50_000)
+                .collect::<Vec<_>>()
+        };
+        let mut accepted = 0;
+        while lane.dropped_events() == 0 {
+            // Some of what is dropped has been read, and a call of it is under way.
+            if accepted == 4 {
+                let reading = reader.read(1).await.expect("a good disk");
+                assert_eq!(in_order(&reading).len(), 1);
+            }
+            append(&queue, &lane, &[&noise()]).await.expect("stored");
+            accepted += 1;
+        }
+        let dropped = lane.dropped_events();
+        assert_eq!(lane.depth().events, accepted - dropped);
+        for _ in 0..2 {
+            reader.settle(0..1);
+            assert_eq!(lane.dropped_events(), dropped - 1);
+            assert_eq!(lane.depth().events, accepted - dropped);
+        }
+        let reading = reader.read(usize::MAX).await.expect("a good disk");
+        assert_eq!(in_order(&reading).len() as u64, accepted - dropped);
+        assert_eq!(lane.lost_events(), 0);
+        queue.close().await;
+    });
+}
+
+/// A crash between any two steps of putting a copy in a volume's place.
+#[test]
+fn a_volume_is_whole_wherever_a_crash_met_its_repacking() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let numbers = three_volumes(dir.path()).await;
+        let path = dir.path().join("volumes").join(numbers[1].to_string());
+        let [copy, old] = ["repacked", "deleted"].map(|kind| path.with_extension(kind));
+        for (step, has_moved) in [("copying", false), ("swapping", true)] {
+            if has_moved {
+                copy_dir(&path, &copy).expect("copied");
+                fs::rename(&path, &old).expect("renamed");
+            } else {
+                fs::create_dir(&copy).expect("made");
+                write(&copy.join("db"), b"half a copy");
+            }
+            let spool = Spool::open(dir.path(), 1).await;
+            assert_eq!(spool.queue.depth().events, 15, "{step}");
+            let reading = spool.readers[0]
+                .read(usize::MAX)
+                .await
+                .expect("a good disk");
+            assert_eq!(in_order(&reading).len(), 15, "{step}");
+            assert!(!copy.exists() && !old.exists(), "{step}");
+            spool.queue.close().await;
+            drop(spool);
+        }
+    });
+}
+
 #[test]
 fn losing_the_last_events_drains_the_queue_and_frees_their_volumes() {
     runtime().block_on(async {
@@ -970,20 +1094,21 @@ fn a_spool_of_an_unknown_format_is_refused_and_left_as_it_is() {
         three_volumes(dir.path()).await;
         let format = dir.path().join("format");
         let good = fs::read(&format).expect("read");
-        for bad in [&b"2\n"[..], b"nonsense", b"\xff\xfe"] {
-            write(&format, bad);
+        for other in ["0\n", "2\n", "17"] {
+            write(&format, other.as_bytes());
             let refused = Queue::open(dir.path(), &config(1));
             assert!(
                 matches!(refused, Err(OpenError::Format { .. })),
                 "{refused:?}"
             );
         }
-        // One that was never finished is none, nor is an empty one.
-        write(&format, b"");
-        let spool = Spool::open(dir.path(), 1).await;
-        assert_eq!(fs::read(&format).expect("read"), good);
-        spool.queue.close().await;
-        drop(spool);
+        // What is no number no version has written.
+        for damaged in [&b""[..], b"nonsense", b"\xff\xfe"] {
+            write(&format, damaged);
+            let spool = Spool::open(dir.path(), 1).await;
+            assert_eq!(fs::read(&format).expect("read"), good);
+            spool.queue.close().await;
+        }
         fs::remove_file(&format).expect("removed");
         write(&dir.path().join("format.new"), b"");
         let spool = Spool::open(dir.path(), 1).await;
@@ -1214,7 +1339,9 @@ struct Spool {
 
 impl Spool {
     async fn open(dir: &Path, volume_bytes: u64) -> Spool {
-        let (queue, mut new) = open(dir, volume_bytes);
+        let (config, barrier) = (config(volume_bytes), Barrier::synced());
+        let opened = Queue::open_with(dir, &config, barrier, Repacking::Always);
+        let (queue, mut new) = opened.expect("opened");
         let lanes: Vec<_> = (0..LANES)
             .map(|n| queue.lane(&name(n)).expect("few lanes"))
             .collect();
@@ -1384,10 +1511,19 @@ fn files_of(dir: &Path) -> Vec<PathBuf> {
 /// come first: newer ones than the volumes would be as good, older ones are what a crash may leave.
 fn copy_spool(from: &Path, to: &Path) {
     let deadline = Instant::now() + PATIENCE;
-    // A grave goes once the cursors are saved: a copy made meanwhile would hold the older cursors without it.
+    // A grave goes once the cursors are saved: a copy made meanwhile would hold the older cursors without it. And a volume that is
+    // repacked meanwhile would be copied by half.
     let moving = || {
-        let files = ["cursors", "dead-letters/db"];
-        files.map(|file| fs::read(from.join(file)).unwrap_or_default())
+        let files = ["cursors", "dead-letters/db"].map(|file| from.join(file));
+        let volumes = files_of(&from.join("volumes")).into_iter();
+        let all: BTreeMap<_, _> = volumes
+            .chain(files)
+            .map(|path| {
+                let content = fs::read(&path).unwrap_or_default();
+                (path, content)
+            })
+            .collect();
+        all
     };
     loop {
         let before = moving();

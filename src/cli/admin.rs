@@ -21,6 +21,8 @@ use crate::server::AdminToken;
 
 /// A daemon on this machine accepts at once, or not at all.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A daemon that does not say in this time how it is, is not well.
+const PROBE_WITHIN: Duration = Duration::from_secs(4);
 /// What a daemon says of a path that it does not know, such as all of the admin listener's on an ingest listener.
 const NO_SUCH_PATH: &str = "not_found";
 
@@ -160,6 +162,20 @@ impl Admin {
     /// Asks for what goes on for as long as somebody reads.
     pub(super) async fn open(&self, path: &str) -> Result<Response, Failure> {
         self.send(Method::GET, path).await
+    }
+
+    /// Asks whether all is well; what is said where it is.
+    pub(super) async fn probe(&self, path: &str) -> Result<String, Failure> {
+        let request = self.client.get(format!("{}{path}", self.url));
+        let answer = request.timeout(PROBE_WITHIN).send().await;
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
+        let status = answer.status();
+        let said = answer.text().await.map_err(|error| gone(&error))?;
+        match status {
+            StatusCode::OK => Ok(said.trim_end().to_owned()),
+            StatusCode::SERVICE_UNAVAILABLE => Err(Failure::new(EX_TEMPFAIL, said.trim_end())),
+            _ => Err(stranger(&self.url, status, "admin listener", "--admin URL")),
+        }
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<Response, Failure> {

@@ -625,7 +625,14 @@ fn with_remedy(key: Option<&str>, message: &str) -> String {
 }
 
 /// What begins as the daemon's variables do and is meant for others, who may hand it on to the daemon: the tests, which start one.
-const OF_TESTS: [&str; 2] = ["BACKLOG_EVENTS", "REQUIRE_CLIENTS"];
+const OF_TESTS: [&str; 6] = [
+    "BACKLOG_EVENTS",
+    "POWER_CUTS",
+    "REQUIRE_CLIENTS",
+    "TORTURE_ROUNDS",
+    "TORTURE_SECONDS",
+    "TORTURE_SEED",
+];
 /// Or for other commands: the write key of an import.
 const OF_COMMANDS: [&str; 1] = ["WRITE_KEY"];
 /// And, where a service is called segspool, what Kubernetes and Docker tell of its addresses.

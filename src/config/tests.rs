@@ -63,6 +63,7 @@ fn the_environment_wins_over_the_file() {
         ("SEGSPOOL_INGEST__WRITE_KEY", "123456"),
         ("SEGSPOOL_INGEST__SOCKET_MODE", "600"),
         ("SEGSPOOL_DATA_DIR", "/tmp/x"),
+        ("SEGSPOOL_POWER_CUTS", "1"),
         ("SEGSPOOL_REQUIRE_CLIENTS", "1"),
         ("SEGSPOOL_SERVICE_HOST", "10.0.0.7"),
         ("SEGSPOOL_SERVICE_PORT_INGEST", "7346"),

@@ -182,14 +182,15 @@ async fn live(
     let ended = loop {
         break tokio::select! {
             signal = signals.next() => match signal {
-                Signal::Reload => {
+                Some(Signal::Reload) => {
                     reload.run(&mut config);
                     continue;
                 }
-                Signal::Stop(signal) => {
+                Some(Signal::Stop(signal)) => {
                     info!(signal, "stopping");
                     Ok(())
                 }
+                None => Err(Error::Died("listening for signals")),
             },
             () = queue.ended() => Err(Error::Died("the queue")),
             _ = &mut delivering => Err(Error::Died("delivery")),

@@ -96,6 +96,7 @@ impl Report {
     fn words(&self) -> String {
         let phase = *self.phase.borrow();
         let phase = match phase {
+            Phase::Running if self.queue.is_disk_full() => "The disk is full, accepting nothing",
             Phase::Running if self.queue.is_full() => "Full, accepting nothing",
             Phase::Running => "Accepting",
             Phase::Draining => "Stopping: delivering what waits",

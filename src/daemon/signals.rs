@@ -49,12 +49,33 @@ impl Signals {
         Ok(Signals(received))
     }
 
-    /// What the next signal asks for.
-    pub(super) async fn next(&mut self) -> Signal {
-        match self.0.recv().await {
-            Some(SIGHUP) => Signal::Reload,
-            Some(SIGINT) => Signal::Stop("SIGINT"),
+    /// What the next signal asks for; none once the thread that listens has died.
+    pub(super) async fn next(&mut self) -> Option<Signal> {
+        Some(match self.0.recv().await? {
+            SIGHUP => Signal::Reload,
+            SIGINT => Signal::Stop("SIGINT"),
             _ => Signal::Stop("SIGTERM"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_has_died_is_no_request_to_stop() {
+        let (send, received) = mpsc::unbounded_channel();
+        let mut signals = Signals(received);
+        for (signal, asks) in [
+            (SIGHUP, Signal::Reload),
+            (SIGINT, Signal::Stop("SIGINT")),
+            (SIGTERM, Signal::Stop("SIGTERM")),
+        ] {
+            send.send(signal).expect("it is received");
+            assert_eq!(signals.next().await, Some(asks));
         }
+        drop(send);
+        assert_eq!(signals.next().await, None);
     }
 }

@@ -302,7 +302,9 @@ impl Examiner<'_> {
         let first = found.values().map(|e| e.first).min();
         let last = found.values().map(|e| e.last).max();
         let places = first.zip(last).map_or(0, |(first, last)| last - first + 1);
-        exam.gaps = places.saturating_sub(exam.records + exam.damaged_records);
+        if summary.is_none_or(|summary| !summary.is_repacked) {
+            exam.gaps = places.saturating_sub(exam.records + exam.damaged_records);
+        }
         Ok(exam)
     }
 

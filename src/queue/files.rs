@@ -60,13 +60,22 @@ pub(super) fn unfinished(path: &Path) -> PathBuf {
     path.with_added_extension("new")
 }
 
-/// Creates `dir`, readable by its owner only, unless it exists, and syncs its parent.
+/// Creates `dir`, readable by its owner only, unless it exists, and syncs its parent, which must be there: what somebody has deleted
+/// under a running daemon is not to come back without its lock.
 pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    DirBuilder::new().mode(0o700).create(dir)?;
     sync_parent(dir)
+}
+
+/// The same, with what is missing above it.
+pub(super) fn create_dirs(dir: &Path) -> io::Result<()> {
+    let above = dir.ancestors().filter(|dir| *dir != Path::new(""));
+    let mut missing: Vec<_> = above.take_while(|dir| !dir.is_dir()).collect();
+    missing.reverse();
+    missing.into_iter().try_for_each(create_dir)
 }
 
 /// Syncs a file or a directory by its path.

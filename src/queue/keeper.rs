@@ -1,7 +1,8 @@
 //! The keeper: the thread that writes progress down and gives disk back.
 //!
 //! After events were settled it saves the cursors, at most ten times a second, then deletes the volumes of which nothing is
-//! left. In this order: a volume is gone only after the cursors that have passed it are on disk.
+//! left. In this order: a volume is gone only after the cursors that have passed it are on disk. After a full disk it takes the
+//! reserve back as soon as there is room.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,9 @@ const SAVE_EVERY: Duration = Duration::from_millis(100);
 /// A disk that did not take the cursors is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// A full disk is asked for room again after this.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
 /// Who waits for a save waits no longer than this.
 const SAVED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -39,6 +43,14 @@ struct State {
     stopping: bool,
     /// How many saves have begun.
     begun: u64,
+}
+
+/// What it is time for.
+enum Work {
+    /// The save of this number.
+    Save(u64),
+    /// To see whether a full disk has room again.
+    Look,
 }
 
 /// What was to be on disk is not there yet.
@@ -77,6 +89,25 @@ impl KeeperHandle {
         }
     }
 
+    /// [`KeeperHandle::saved`] for a thread. What was drained by then has been deleted.
+    pub(super) fn wait_saved(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.dirty = true;
+        let wanted = state.begun + 1;
+        self.changed.notify_all();
+        let is_awaited = |state: &mut State| !state.stopping && *self.saved.borrow() < wanted;
+        let waited = self
+            .changed
+            .wait_timeout_while(state, SAVED_WITHIN, is_awaited);
+        drop(waited);
+    }
+
+    /// The save with this number has ended well.
+    fn note_saved(&self, number: u64) {
+        self.saved.send_replace(number);
+        self.set(|_| ());
+    }
+
     /// Save once more and end.
     pub(super) fn stop(&self) {
         self.set(|state| state.stopping = true);
@@ -84,20 +115,29 @@ impl KeeperHandle {
 
     fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
-    /// Waits until there is something to save, and returns the number of that save; none when it is time to end.
-    fn wait(&self, not_before: Instant) -> Option<u64> {
+    /// Waits until there is something to save, or it is time to look for room; none when it is time to end.
+    fn wait(&self, not_before: Instant, look_at: Option<Instant>) -> Option<Work> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.stopping {
             let pause = not_before.saturating_duration_since(Instant::now());
             if state.dirty && pause.is_zero() {
                 state.dirty = false;
                 state.begun += 1;
-                return Some(state.begun);
+                return Some(Work::Save(state.begun));
             }
-            let pause = if state.dirty { pause } else { Duration::MAX };
+            let look_in = look_at.map(|at| at.saturating_duration_since(Instant::now()));
+            if look_in.is_some_and(|pause| pause.is_zero()) {
+                return Some(Work::Look);
+            }
+            let look_in = look_in.unwrap_or(Duration::MAX);
+            let pause = if state.dirty {
+                pause.min(look_in)
+            } else {
+                look_in
+            };
             let waited = self.changed.wait_timeout(state, pause);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -108,14 +148,19 @@ impl KeeperHandle {
 /// Works until it is stopped, and saves a last time then.
 pub(super) fn run(shared: &Arc<Shared>) {
     let mut not_before = Instant::now();
-    while let Some(number) = shared.keeper.wait(not_before) {
-        let saved = save(shared);
-        if saved {
-            shared.keeper.saved.send_replace(number);
-        } else {
-            shared.keeper.wake();
+    let mut look_at = None;
+    while let Some(work) = shared.keeper.wait(not_before, look_at) {
+        if let Work::Save(number) = work {
+            let saved = save(shared);
+            if saved {
+                shared.keeper.note_saved(number);
+            } else {
+                shared.keeper.wake();
+            }
+            not_before = Instant::now() + if saved { SAVE_EVERY } else { RETRY_AFTER };
         }
-        not_before = Instant::now() + if saved { SAVE_EVERY } else { RETRY_AFTER };
+        let is_there = shared.reserve.take_back();
+        look_at = (!is_there).then(|| Instant::now() + LOOK_AFTER);
     }
     save(shared);
 }
@@ -140,7 +185,8 @@ fn save(shared: &Shared) -> bool {
             .collect(),
         volumes: others.iter().map(|volume| volume.number).collect(),
     };
-    if let Err(error) = cursors.save(&shared.layout.cursors()) {
+    let path = shared.layout.cursors();
+    if let Err(error) = shared.reserve.with_room(|| Ok(cursors.save(&path)?)) {
         warn!(%error, "failed to save the cursors");
         return false;
     }
@@ -149,6 +195,7 @@ fn save(shared: &Shared) -> bool {
         .saved
         .set(saved.map(|(lane, (_, stand))| (lane.id(), stand.cursor)));
     shared.dead_letters.cursors_saved();
+    shared.repacker.wake();
     for volume in drained {
         if volume.is_damaged() {
             let why = StoreError::Corrupt("events are missing in it".into());

@@ -13,11 +13,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::Position;
-use super::cursors::{Passed, Stand};
+use super::cursors::{Cursor, Passed, Stand};
 use super::name::{LaneId, LaneName};
 use super::record::Unpacked;
 use super::unsettled::{Settled, Stretch, Unsettled};
 use super::volume::VolumeNumber;
+
+/// Of how many stretches a lane remembers that they were dropped after they were read. It has no more calls under way.
+const DROPPED_MAX: usize = 64;
 
 /// How much waits: events accepted and not settled, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,6 +151,11 @@ struct State {
     depth: Depth,
     recovered_events: u64,
     lost_events: u64,
+    dropped_events: u64,
+    /// Nothing before this is read any more: it was dropped.
+    dropped_below: Position,
+    /// The ordinals of what was dropped after it was read. A call under way may deliver it all the same.
+    dropped: VecDeque<Range<u64>>,
 }
 
 /// An extent of which `events` and `bytes` have not been read yet.
@@ -179,6 +187,9 @@ impl Lane {
                 depth: Depth::default(),
                 recovered_events: 0,
                 lost_events: 0,
+                dropped_events: 0,
+                dropped_below: 0,
+                dropped: VecDeque::new(),
             }),
             hand: watch::Sender::default(),
             published: Notify::new(),
@@ -213,6 +224,12 @@ impl Lane {
     #[must_use]
     pub fn lost_events(&self) -> u64 {
         self.state().lost_events
+    }
+
+    /// How many accepted events were dropped because the queue was full.
+    #[must_use]
+    pub fn dropped_events(&self) -> u64 {
+        self.state().dropped_events
     }
 
     /// When its oldest event was accepted, in Unix ms; none when it is empty.
@@ -250,6 +267,11 @@ impl Lane {
             hand.paused = false;
             hand.resumed += 1;
         });
+    }
+
+    /// How far it is settled.
+    pub(super) fn cursor(&self) -> Cursor {
+        self.state().unsettled.cursor()
     }
 
     pub(super) fn stand(&self) -> Stand {
@@ -322,6 +344,9 @@ impl Lane {
         unpacked: Unpacked,
     ) -> Vec<Record> {
         let mut state = self.state();
+        if position < state.dropped_below {
+            return Vec::new();
+        }
         let mut skipped = 0;
         if position == state.read_to {
             skipped = state.skip.min(unpacked.ends.len() as u32);
@@ -376,41 +401,46 @@ impl Lane {
     /// Settles events by their ordinals; returns how many of each volume were settled just now.
     pub(super) fn settle(&self, ordinals: Range<u64>) -> Vec<Settled> {
         let mut state = self.state();
-        let settled = state.unsettled.settle(ordinals);
-        for part in &settled {
-            state.depth.events = state.depth.events.saturating_sub(part.events);
-            state.depth.bytes = state.depth.bytes.saturating_sub(part.bytes);
+        state.undrop(&ordinals);
+        state.settle(ordinals)
+    }
+
+    /// Drops what waits in a volume, read or not, whatever becomes of a call under way. Returns how many events that is.
+    pub(super) fn drop_volume(&self, volume: VolumeNumber) -> u64 {
+        let mut state = self.state();
+        let read = state.unsettled.ordinals_in(volume);
+        let open = state.unsettled.open(read.clone());
+        state.dropped.extend(open);
+        let beyond = state.dropped.len().saturating_sub(DROPPED_MAX);
+        state.dropped.drain(..beyond);
+        let settled = state.settle(read);
+        let mut events: u64 = settled.iter().map(|part| part.events).sum();
+        if let Some(at) = state.extents.iter().position(|e| e.volume == volume) {
+            let last = state.extents[at].last;
+            state.read_to = state.read_to.max(last + 1);
+            state.skip = 0;
+            events += state.forget(at);
+            state.dropped_below = state.read_to;
         }
-        settled
+        state.dropped_events += events;
+        events
     }
 
     /// Gives up what is unread of a volume up to the position `through`: it is not there, or cannot be read. Returns how many
     /// events that is. Where more was published behind `through` meanwhile, the missing ones are counted when that is read.
     pub(super) fn give_up(&self, volume: VolumeNumber, through: Position) -> u64 {
         let mut state = self.state();
-        let State {
-            extents,
-            read_to,
-            skip,
-            depth,
-            lost_events,
-            ..
-        } = &mut *state;
-        let Some(extent) = extents.iter_mut().find(|e| e.volume == volume) else {
+        let Some(at) = state.extents.iter().position(|e| e.volume == volume) else {
             return 0;
         };
-        *read_to = (*read_to).max(through.min(extent.last) + 1);
-        *skip = 0;
-        if extent.last > through {
+        let last = state.extents[at].last;
+        state.read_to = state.read_to.max(through.min(last) + 1);
+        state.skip = 0;
+        if last > through {
             return 0;
         }
-        let (events, bytes) = (
-            std::mem::take(&mut extent.events),
-            std::mem::take(&mut extent.bytes),
-        );
-        depth.events = depth.events.saturating_sub(events);
-        depth.bytes = depth.bytes.saturating_sub(bytes);
-        *lost_events += events;
+        let events = state.forget(at);
+        state.lost_events += events;
         events
     }
 
@@ -420,6 +450,40 @@ impl Lane {
 }
 
 impl State {
+    fn settle(&mut self, ordinals: Range<u64>) -> Vec<Settled> {
+        let settled = self.unsettled.settle(ordinals);
+        for part in &settled {
+            self.depth.events = self.depth.events.saturating_sub(part.events);
+            self.depth.bytes = self.depth.bytes.saturating_sub(part.bytes);
+        }
+        settled
+    }
+
+    /// These events were dropped while they were under way, and came to another end after all.
+    fn undrop(&mut self, ordinals: &Range<u64>) {
+        let mut left = VecDeque::new();
+        for dropped in self.dropped.drain(..) {
+            let start = ordinals.start.clamp(dropped.start, dropped.end);
+            let end = ordinals.end.clamp(start, dropped.end);
+            self.dropped_events -= end - start;
+            let parts = [dropped.start..start, end..dropped.end];
+            left.extend(parts.into_iter().filter(|part| !part.is_empty()));
+        }
+        self.dropped = left;
+    }
+
+    /// Counts what is unread of an extent no more. Returns how many events that is.
+    fn forget(&mut self, at: usize) -> u64 {
+        let extent = &mut self.extents[at];
+        let (events, bytes) = (
+            std::mem::take(&mut extent.events),
+            std::mem::take(&mut extent.bytes),
+        );
+        self.depth.events = self.depth.events.saturating_sub(events);
+        self.depth.bytes = self.depth.bytes.saturating_sub(bytes);
+        events
+    }
+
     fn add(&mut self, volume: VolumeNumber, extent: &Extent) {
         self.depth.events += extent.events;
         self.depth.bytes += extent.bytes;

@@ -6,11 +6,20 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use super::files;
+use super::ground;
 use super::store::StoreError;
 
 /// The version of everything under the data directory. A spool of another version is left alone.
-const FORMAT: &str = "1\n";
+const FORMAT: u32 = 1;
+
+/// What lies in the data directory and is written to.
+const LOCK: &str = "LOCK";
+const VOLUMES: &str = "volumes";
+const DEAD_LETTERS: &str = "dead-letters";
+const QUARANTINE: &str = "quarantine";
 
 /// An opened data directory. It is locked until this is dropped.
 #[derive(Debug)]
@@ -33,8 +42,8 @@ pub enum OpenError {
     Format {
         /// The data directory.
         data_dir: PathBuf,
-        /// Its format, as the file says.
-        found: String,
+        /// Its format.
+        found: u32,
     },
     /// The disk, or its permissions.
     Io(io::Error),
@@ -53,7 +62,7 @@ impl fmt::Display for OpenError {
             OpenError::Format { data_dir, found } => {
                 write!(
                     f,
-                    "{} has format {found:?}, and this version knows format {FORMAT:?} only",
+                    "{} has format {found}, and this version knows format {FORMAT} only",
                     data_dir.display()
                 )
             }
@@ -84,22 +93,13 @@ impl From<StoreError> for OpenError {
 impl Layout {
     /// Makes the directory if need be, locks it and checks its format.
     pub(super) fn open(data_dir: &Path) -> Result<Layout, OpenError> {
-        files::create_dir(data_dir)?;
+        ground::check(data_dir, &[LOCK, VOLUMES, DEAD_LETTERS, QUARANTINE])?;
+        files::create_dirs(data_dir)?;
         let lock = lock(data_dir)?;
-        let path = data_dir.join("format");
-        match fs::read(&path) {
-            Ok(found) if found == FORMAT.as_bytes() => {}
-            // No version writes an empty one: a crash did.
-            Ok(found) if found.is_empty() => write_format(&path)?,
-            Ok(found) => {
-                return Err(OpenError::Format {
-                    data_dir: data_dir.to_owned(),
-                    found: String::from_utf8_lossy(&found).into_owned(),
-                });
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => write_format(&path)?,
-            Err(e) => return Err(e.into()),
+        if check_format(data_dir)?.is_none() {
+            write_format(&data_dir.join("format"))?;
         }
+        ground::warn_of_risks(data_dir);
         Ok(Layout {
             data_dir: data_dir.to_owned(),
             _lock: lock,
@@ -111,14 +111,8 @@ impl Layout {
     /// # Errors
     /// As [`Layout::open`], and where there is no spool.
     pub(super) fn look_at(data_dir: &Path) -> Result<Layout, OpenError> {
-        let found = fs::read(data_dir.join("format"))?;
-        if found != FORMAT.as_bytes() {
-            return Err(OpenError::Format {
-                data_dir: data_dir.to_owned(),
-                found: String::from_utf8_lossy(&found).into_owned(),
-            });
-        }
-        let lock = File::open(data_dir.join("LOCK"))?;
+        check_format(data_dir)?;
+        let lock = File::open(data_dir.join(LOCK))?;
         Ok(Layout {
             _lock: locked(data_dir, lock)?,
             data_dir: data_dir.to_owned(),
@@ -129,29 +123,54 @@ impl Layout {
         self.data_dir.join("cursors")
     }
 
+    pub(super) fn reserve(&self) -> PathBuf {
+        self.data_dir.join("reserve")
+    }
+
     pub(super) fn volumes(&self) -> PathBuf {
-        self.data_dir.join("volumes")
+        self.data_dir.join(VOLUMES)
     }
 
     pub(super) fn dead_letters(&self) -> PathBuf {
-        self.data_dir.join("dead-letters")
+        self.data_dir.join(DEAD_LETTERS)
     }
 
     pub(super) fn quarantine(&self) -> PathBuf {
-        self.data_dir.join("quarantine")
+        self.data_dir.join(QUARANTINE)
+    }
+}
+
+/// The format, which must be this version's; none where the file says none. No version leaves it like that: a crash or a bad disk
+/// does, and it keeps nobody from what else is there.
+fn check_format(data_dir: &Path) -> Result<Option<u32>, OpenError> {
+    let content = match fs::read(data_dir.join("format")) {
+        Ok(content) => String::from_utf8(content).unwrap_or_default(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    match content.trim_end().parse() {
+        Ok(FORMAT) => Ok(Some(FORMAT)),
+        Ok(found) => Err(OpenError::Format {
+            data_dir: data_dir.to_owned(),
+            found,
+        }),
+        Err(_) => {
+            warn!(data_dir = %data_dir.display(), "the file that tells the spool's format is damaged; it is taken for this version's");
+            Ok(None)
+        }
     }
 }
 
 fn write_format(path: &Path) -> io::Result<()> {
     let unfinished = files::unfinished(path);
-    fs::write(&unfinished, FORMAT)?;
+    fs::write(&unfinished, format!("{FORMAT}\n"))?;
     files::sync(&unfinished)?;
     fs::rename(&unfinished, path)?;
     files::sync_parent(path)
 }
 
 fn lock(data_dir: &Path) -> Result<File, OpenError> {
-    let path = data_dir.join("LOCK");
+    let path = data_dir.join(LOCK);
     let lock = OpenOptions::new()
         .read(true)
         .write(true)

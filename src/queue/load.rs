@@ -46,7 +46,7 @@ impl Load {
     }
 
     /// The events in order.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
         (0..self.len()).filter_map(|n| match &self.picked {
             None => self.run.event(n),
             Some(picked) => self.run.event(picked[n] as usize),

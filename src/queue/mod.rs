@@ -2,20 +2,20 @@
 //!
 //! ```text
 //!  append ──▶ writer ──▶ records ──▶ the active volume ──seal──▶ sealed volumes ──drained──▶ deleted
-//!             (group commit)              │ publish                    │
-//!                                         ▼                            ▼
+//!             (group commit)              │ publish                │   ▲    │
+//!                                         │                        ▼   └────┴── repacker, where little is left
 //!                                       lanes ◀──read, settle── one reader a lane
 //!                                         └──────▶ keeper ──▶ cursors
 //! ```
 //!
 //! - **An append returns after the sync.** One thread commits what waits as a group: `apply_batch`, `flush`, `fdatasync`.
-//! - **Volumes are immutable once sealed**, nothing is ever removed from one, and each is deleted whole. So disk comes
-//!   back, and a damaged volume costs what is in it and nothing else.
+//! - **Volumes are immutable once sealed**, nothing is ever removed from one, and each is deleted whole, or replaced by a smaller
+//!   copy. So disk comes back, and a damaged volume costs what is in it and nothing else.
 //! - **A cursor never runs ahead.** It names the lowest event of its lane that is not settled. What is settled beyond it is
 //!   saved with it. It may lag: a crash re-sends a moment's worth.
 //! - **Depth is counted, never asked**, and memory does not grow with the backlog: an entry for each lane in each volume.
 //!
-//! On disk: `LOCK`, `format`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/` (with `.new` and `.old`
+//! On disk: `LOCK`, `format`, `reserve`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/` (with `.new` and `.old`
 //! beside it while it is written anew), `quarantine/`. `store.rs` alone names sled; another engine has only to offer commit and scan.
 
 mod record;
@@ -34,15 +34,20 @@ mod unsettled;
 mod capacity;
 mod commits;
 mod keeper;
+mod parcel;
 mod pulse;
 mod reader;
 mod recovery;
+mod repack;
+mod reserve;
+mod room;
 mod writer;
 
 mod dead_letters;
 mod exam;
 
 pub(crate) mod files;
+mod ground;
 mod layout;
 
 use std::fmt;
@@ -50,7 +55,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -71,6 +76,8 @@ pub use name::{LaneId, LaneName, WEBHOOK};
 pub use pulse::{Pulse, Working};
 pub use reader::{LaneReader, ReadError, Reading};
 pub use record::Run;
+pub use repack::Repacking;
+pub use room::WhenFull;
 pub use store::Barrier;
 
 use capacity::Capacity;
@@ -79,6 +86,9 @@ use cursors::{Cursors, SavedCursors};
 use keeper::KeeperHandle;
 use lanes::Lanes;
 use layout::Layout;
+use parcel::{Packers, Parcel};
+use repack::{Repacker, RepackerHandle};
+use reserve::Reserve;
 use volume::VolumeNumber;
 use volumes::Volumes;
 use writer::{Order, Writer};
@@ -127,6 +137,8 @@ pub struct Config {
     pub max_bytes: ByteSize,
     /// What the file system must have left for others.
     pub min_free_disk: ByteSize,
+    /// What happens to events that come when `max_bytes` is reached.
+    pub when_full: WhenFull,
     /// What the dead letters may hold.
     pub dead_letter_max_bytes: ByteSize,
     /// When a volume is full and the next one begins. At least 1 MiB.
@@ -139,6 +151,7 @@ impl Default for Config {
             durability: Durability::Synced,
             max_bytes: ByteSize::gib(8),
             min_free_disk: ByteSize::mib(512),
+            when_full: WhenFull::Reject,
             dead_letter_max_bytes: ByteSize::gib(1),
             volume_bytes: ByteSize::mib(128),
         }
@@ -150,6 +163,8 @@ impl Default for Config {
 pub enum AppendError {
     /// The queue has reached a bound of the disk.
     Full,
+    /// The disk itself has no room.
+    DiskFull,
     /// The disk failed.
     Storage,
     /// The queue has been closed.
@@ -160,6 +175,7 @@ impl fmt::Display for AppendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             AppendError::Full => "failed to store events: the queue is full",
+            AppendError::DiskFull => "failed to store events: the disk is full",
             AppendError::Storage => "failed to store events: the disk failed",
             AppendError::Closed => "failed to store events: the queue is closed",
         })
@@ -190,6 +206,10 @@ pub struct Usage {
     pub volumes: u64,
     /// Volumes in quarantine.
     pub quarantined_volumes: u64,
+    /// Volumes that a smaller copy has replaced, since the start.
+    pub repacked_volumes: u64,
+    /// What that gave back, in bytes.
+    pub reclaimed_bytes: u64,
 }
 
 /// The queue: a handle that is cheap to clone.
@@ -207,12 +227,16 @@ struct Shared {
     dead_letters: DeadLetters,
     saved: Arc<SavedCursors>,
     durability: Durability,
+    when_full: WhenFull,
     volume_bytes: u64,
     /// Only the writer takes positions and volume numbers; the keeper writes down which have been taken.
     next_position: AtomicU64,
     next_volume: AtomicU64,
     orders: mpsc::Sender<Order>,
-    keeper: KeeperHandle,
+    packers: Packers,
+    keeper: Arc<KeeperHandle>,
+    reserve: Arc<Reserve>,
+    repacker: RepackerHandle,
     pulse: Pulse,
     commits: Commits,
     threads: Mutex<Option<Threads>>,
@@ -223,6 +247,7 @@ struct Shared {
 struct Threads {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    repacker: JoinHandle<()>,
 }
 
 impl fmt::Debug for Shared {
@@ -260,10 +285,11 @@ impl Queue {
     /// # Errors
     /// Another process has it, its format is not known, or the disk does not let it work.
     pub fn open(data_dir: &Path, config: &Config) -> Result<(Queue, NewLanes), OpenError> {
-        Queue::open_with(data_dir, config, config.durability.barrier())
+        let barrier = config.durability.barrier();
+        Queue::open_with(data_dir, config, barrier, Repacking::WhenWorthIt)
     }
 
-    /// [`Queue::open`] with a barrier of one's own, which a test may hold or let fail.
+    /// [`Queue::open`] with a barrier of one's own, which a test may hold or let fail, and with another policy of repacking.
     ///
     /// # Errors
     /// As [`Queue::open`].
@@ -271,11 +297,19 @@ impl Queue {
         data_dir: &Path,
         config: &Config,
         barrier: Barrier,
+        repacking: Repacking,
     ) -> Result<(Queue, NewLanes), OpenError> {
         let layout = Layout::open(data_dir)?;
         let cursors = Cursors::load(&layout.cursors());
-        let volumes = Volumes::new(layout.volumes(), layout.quarantine(), barrier.clone())?;
-        let found = volumes.recover()?;
+        let keeper = Arc::new(KeeperHandle::default());
+        let reserve = Arc::new(Reserve::open(layout.reserve(), Arc::clone(&keeper)));
+        let volumes = Volumes::new(
+            layout.volumes(),
+            layout.quarantine(),
+            barrier.clone(),
+            Arc::clone(&reserve),
+        )?;
+        let found = volumes.recover(&cursors.volumes)?;
 
         let (announce, announced) = mpsc::unbounded_channel();
         let lanes = Lanes::new(announce);
@@ -290,29 +324,37 @@ impl Queue {
         ));
 
         let (orders, received) = mpsc::channel(writer::WAITING_MAX);
+        let ended = watch::Sender::new(false);
         let shared = Arc::new(Shared {
             capacity: Capacity::new(
                 data_dir,
                 config.max_bytes.as_u64(),
                 config.min_free_disk.as_u64(),
+                config.volume_bytes.as_u64(),
             ),
             dead_letters: DeadLetters::start(
                 &layout,
                 config.dead_letter_max_bytes.as_u64(),
                 barrier,
                 Arc::clone(&saved),
+                Arc::clone(&reserve),
+                EndGuard(ended.clone()),
             )?,
             saved,
             durability: config.durability,
+            when_full: config.when_full,
             volume_bytes: config.volume_bytes.as_u64(),
             next_position: AtomicU64::new(recovered.next_position),
             next_volume: AtomicU64::new(recovered.next_volume.max(volumes.first_free()?)),
             orders,
-            keeper: KeeperHandle::default(),
+            packers: Packers::default(),
+            keeper,
+            reserve,
+            repacker: RepackerHandle::default(),
             pulse: Pulse::default(),
             commits: Commits::default(),
             threads: Mutex::default(),
-            ended: watch::Sender::new(false),
+            ended,
             progress: Notify::new(),
             layout,
             lanes,
@@ -324,7 +366,7 @@ impl Queue {
             volumes = found.len(),
             "took up the backlog"
         );
-        shared.start(received)?;
+        shared.start(received, repacking)?;
         shared.keeper.wake();
         Ok((
             Queue {
@@ -379,9 +421,14 @@ impl Queue {
         loads: Vec<(Arc<Lane>, L)>,
     ) -> Result<Durability, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let loads = loads.into_iter();
-        let loads = loads.map(|(lane, load)| (lane, load.into())).collect();
-        let order = Order::Append { loads, reply };
+        let now_ms = now_ms();
+        let parcel = |load| Parcel::of(load, &self.shared.packers, now_ms);
+        let parcels = loads.into_iter();
+        let parcels = parcels.map(|(lane, load)| (lane, parcel(load.into())));
+        let order = Order::Append {
+            parcels: parcels.collect(),
+            reply,
+        };
         self.shared
             .orders
             .send(order)
@@ -426,12 +473,15 @@ impl Queue {
     #[must_use]
     pub fn usage(&self) -> Usage {
         let volumes = self.shared.volumes.all();
+        let (repacked_volumes, reclaimed_bytes) = self.shared.repacker.totals();
         Usage {
-            disk_bytes: volumes.iter().map(|v| v.disk_bytes()).sum(),
+            disk_bytes: self.shared.volumes.disk_bytes(),
             max_bytes: self.shared.capacity.max_bytes(),
             free_disk_bytes: self.shared.capacity.free_disk_bytes().unwrap_or_default(),
             volumes: volumes.len() as u64,
             quarantined_volumes: self.shared.volumes.quarantined(),
+            repacked_volumes,
+            reclaimed_bytes,
         }
     }
 
@@ -441,6 +491,12 @@ impl Queue {
         self.shared
             .capacity
             .is_full(self.shared.volumes.disk_bytes())
+    }
+
+    /// Whether the disk itself is full, so that no events are accepted until there is room again.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        !self.shared.reserve.is_there()
     }
 
     /// How long the writer has been at its present group; zero when it waits for one.
@@ -477,7 +533,7 @@ impl Queue {
         }
     }
 
-    /// Returns when the writer or the keeper has ended, closed or dead.
+    /// Returns when one of its threads has ended, closed or dead.
     pub async fn ended(&self) {
         // The sender lives in `shared`.
         let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
@@ -491,7 +547,12 @@ impl Queue {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let Some(Threads { writer, keeper }) = threads else {
+        let Some(Threads {
+            writer,
+            keeper,
+            repacker,
+        }) = threads
+        else {
             return;
         };
         // An error says that the writer has ended already.
@@ -499,6 +560,8 @@ impl Queue {
         let shared = Arc::clone(&self.shared);
         let closing = tokio::task::spawn_blocking(move || {
             join(writer, "writer");
+            shared.repacker.stop();
+            join(repacker, "repacker");
             shared.keeper.stop();
             join(keeper, "keeper");
             shared.dead_letters.close();
@@ -522,7 +585,11 @@ impl Shared {
         self.progress.notify_waiters();
     }
 
-    fn start(self: &Arc<Self>, orders: mpsc::Receiver<Order>) -> Result<(), OpenError> {
+    fn start(
+        self: &Arc<Self>,
+        orders: mpsc::Receiver<Order>,
+        repacking: Repacking,
+    ) -> Result<(), OpenError> {
         let writer = Writer::new(Arc::clone(self), orders)?;
         let ended = EndGuard(self.ended.clone());
         let writer = thread::Builder::new()
@@ -540,8 +607,21 @@ impl Shared {
                 let _ended = ended;
                 keeper::run(&shared);
             })?;
-        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Threads { writer, keeper });
+        let (repacker, ended) = (
+            Repacker::new(Arc::clone(self), repacking),
+            EndGuard(self.ended.clone()),
+        );
+        let repacker = thread::Builder::new()
+            .name("segspool-repacker".into())
+            .spawn(move || {
+                let _ended = ended;
+                repacker.run();
+            })?;
+        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = Some(Threads {
+            writer,
+            keeper,
+            repacker,
+        });
         Ok(())
     }
 }
@@ -559,4 +639,10 @@ fn join(thread: JoinHandle<()>, name: &str) {
     if thread.join().is_err() {
         error!(thread = name, "a thread of the queue panicked");
     }
+}
+
+/// The time of acceptance, in Unix ms: it tells ages, and orders nothing.
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as i64)
 }

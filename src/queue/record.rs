@@ -76,23 +76,38 @@ impl Run {
     }
 
     /// The events in order.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
         (0..self.len()).filter_map(|index| self.event(index))
     }
 
-    /// Whether a record holding this run takes no further event of `bytes`.
-    pub(super) fn is_full_for(&self, bytes: usize) -> bool {
-        !self.is_empty()
-            && (self.bytes.len() >= FULL_BYTES || self.bytes.len() + bytes > TARGET_BYTES_MAX)
-    }
-
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
     }
 }
 
-/// Packs runs into frames, keeping its compressor and buffers from one to the next.
+/// Whether a record with events of so many bytes takes no further one of `more`.
+pub(super) fn is_full(bytes: usize, more: usize) -> bool {
+    bytes > 0 && (bytes >= FULL_BYTES || bytes + more > TARGET_BYTES_MAX)
+}
+
+/// Whether events of so many bytes fill a record by themselves.
+pub(super) fn fills_one(bytes: usize) -> bool {
+    (FULL_BYTES..=TARGET_BYTES_MAX).contains(&bytes)
+}
+
+/// A record that has no position yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) events: u64,
+    /// Of the events, added up.
+    pub(super) events_bytes: u64,
+    pub(super) accepted_at_ms: i64,
+    /// As stored.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Packs events into frames, keeping its compressor and buffers from one to the next.
 pub(super) struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
     raw: Vec<u8>,
@@ -106,15 +121,23 @@ impl Packer {
         })
     }
 
-    /// Packs and empties `run`. What zstd does not make smaller is stored plain.
-    pub(super) fn pack(&mut self, run: &mut Run, accepted_at_ms: i64) -> Vec<u8> {
+    /// Packs events into one frame. What zstd does not make smaller is stored plain.
+    pub(super) fn pack<'a>(
+        &mut self,
+        events: impl Iterator<Item = &'a [u8]> + Clone,
+        accepted_at_ms: i64,
+    ) -> Frame {
         self.raw.clear();
-        let mut start = 0;
-        for end in &run.ends {
-            self.raw.extend_from_slice(&(end - start).to_le_bytes());
-            start = *end;
+        let (mut count, mut events_bytes) = (0_u32, 0);
+        for event in events.clone() {
+            count += 1;
+            events_bytes += event.len() as u64;
+            self.raw
+                .extend_from_slice(&(event.len() as u32).to_le_bytes());
         }
-        self.raw.extend_from_slice(&run.bytes);
+        for event in events {
+            self.raw.extend_from_slice(event);
+        }
 
         let packed = self.zstd.compress(&self.raw).ok();
         let (codec, payload) = match &packed {
@@ -124,14 +147,18 @@ impl Packer {
         let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
         frame.push(VERSION);
         frame.push(codec);
-        frame.extend_from_slice(&(run.ends.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&count.to_le_bytes());
         frame.extend_from_slice(&(self.raw.len() as u32).to_le_bytes());
         frame.extend_from_slice(&accepted_at_ms.to_le_bytes());
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&frame), payload);
         frame.extend_from_slice(&checksum.to_le_bytes());
         frame.extend_from_slice(payload);
-        run.clear();
-        frame
+        Frame {
+            events: u64::from(count),
+            events_bytes,
+            accepted_at_ms,
+            bytes: frame,
+        }
     }
 }
 
@@ -268,7 +295,7 @@ mod tests {
             &[],
         ] {
             let run = run(events);
-            let frame = Packer::new().expect("zstd").pack(&mut run.clone(), 42);
+            let frame = Packer::new().expect("zstd").pack(run.iter(), 42).bytes;
             let header = Header::of(&frame).expect("a header");
             assert_eq!(
                 (header.events as usize, header.bytes as usize),
@@ -284,10 +311,36 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_documentation_is_what_is_stored() {
+        let page = include_str!("../../docs/on-disk-format.md");
+        let event = "{\"type\":\"track\"}";
+        let frame = Packer::new()
+            .expect("zstd")
+            .pack(run(&[event]).iter(), 1_700_000_000_000)
+            .bytes;
+        let digits: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let written: String = page.split_whitespace().collect();
+        assert!(
+            page.contains(event) && written.contains(&digits),
+            "{digits}"
+        );
+        for (at, bytes, what) in [
+            (CHECKSUM_AT, HEADER_BYTES - CHECKSUM_AT, "CRC-32C"),
+            (10, CHECKSUM_AT - 10, "when it was accepted, i64"),
+        ] {
+            let row = format!("| {at} | {bytes} | {what}");
+            assert!(page.contains(&row), "{row}");
+        }
+        let longest = format!("{} MiB at most", RAW_BYTES_MAX / 1024 / 1024);
+        assert!(page.contains(&longest), "{longest}");
+    }
+
+    #[test]
     fn a_frame_with_any_flipped_bit_or_missing_byte_is_an_error() {
         let frame = Packer::new()
             .expect("zstd")
-            .pack(&mut run(&["{\"a\":1}", "{\"b\":2}"]), 7);
+            .pack(run(&["{\"a\":1}", "{\"b\":2}"]).iter(), 7)
+            .bytes;
         for at in 0..frame.len() {
             assert!(unpack(&frame[..at]).is_err(), "cut at {at}");
             for bit in 0..8 {

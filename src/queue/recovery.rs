@@ -143,6 +143,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let summary = Summary {
             lanes: vec![(name.clone(), extent)],
+            is_repacked: false,
         };
         let found = [(Arc::new(Volume::new(dir.path(), 4, true)), summary)];
         let cursor = Cursor {

@@ -9,20 +9,22 @@
 //! - no background thread flushes between our flush and our sync.
 //!
 //! A database that failed once is never trusted again: the caller drops it and opens it anew. Opening runs on a thread of
-//! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop.
+//! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop; closing is guarded as well.
 //! Nothing is ever removed from a volume; only the dead letters are.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::ops::RangeInclusive;
-use std::os::unix::fs::FileExt;
+use std::ops::{Deref, RangeInclusive};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tracing::warn;
 
 use super::files;
 use crate::words::counted;
@@ -75,7 +77,7 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// An open database.
 pub(super) struct Store {
-    db: sled::Db,
+    db: Db,
     /// Our own descriptor of `db`, for the barrier.
     file: File,
     dir: PathBuf,
@@ -87,6 +89,30 @@ impl fmt::Debug for Store {
         f.debug_struct("Store")
             .field("dir", &self.dir)
             .finish_non_exhaustive()
+    }
+}
+
+/// sled's handle. Dropping that syncs, and panics where the disk refuses. All that counts was synced by its commit, so such a panic
+/// is caught: it would end the thread which goes on with another volume.
+struct Db(Option<sled::Db>);
+
+impl Deref for Db {
+    type Target = sled::Db;
+
+    fn deref(&self) -> &sled::Db {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        let closed = guarded(|| {
+            drop(self.0.take());
+            Ok(())
+        });
+        if let Err(error) = closed {
+            warn!(%error, "failed to close a database in order; what was committed to it is safe");
+        }
     }
 }
 
@@ -211,6 +237,14 @@ impl Store {
         })
     }
 
+    /// Takes `changes` in. They are durable after the next [`Store::commit`].
+    ///
+    /// # Errors
+    /// As for [`Store::commit`].
+    pub(super) fn apply(&self, changes: Changes) -> Result<(), StoreError> {
+        guarded(|| Ok(self.db.apply_batch(changes.batch)?))
+    }
+
     /// Makes `changes` durable. Nothing of them counts as stored before this returned `Ok`.
     ///
     /// # Errors
@@ -222,6 +256,10 @@ impl Store {
             Ok(())
         })?;
         (self.barrier.0)(&self.file)?;
+        if self.file.metadata()?.nlink() == 0 {
+            // Whoever deleted it: nothing that goes there will be found again.
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
         Ok(())
     }
 
@@ -377,6 +415,18 @@ fn is_conf(content: &[u8]) -> bool {
     !text.is_empty() && crc32fast::hash(text).to_le_bytes() == *sum
 }
 
+/// Whether sled has let go of the database in `dir`: it does so a moment after the last handle is dropped.
+///
+/// # Errors
+/// The file cannot be opened.
+pub(super) fn is_let_go(dir: &Path) -> io::Result<bool> {
+    match File::open(dir.join("db"))?.try_lock() {
+        Ok(()) => Ok(true),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// What the files of a directory take on disk, in bytes; what cannot be read counts nothing.
 pub(super) fn dir_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -453,7 +503,7 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     format!("sled panicked: {}", text.unwrap_or("no message"))
 }
 
-fn open_guarded(dir: &Path) -> Result<sled::Db, StoreError> {
+fn open_guarded(dir: &Path) -> Result<Db, StoreError> {
     let config = sled::Config::new()
         .path(dir)
         .cache_capacity(CACHE_BYTES)
@@ -464,7 +514,7 @@ fn open_guarded(dir: &Path) -> Result<sled::Db, StoreError> {
         .spawn(move || {
             let deadline = Instant::now() + LOCK_DEADLINE;
             let result = loop {
-                match guarded(|| config.open().map_err(StoreError::from)) {
+                match guarded(|| Ok(Db(Some(config.open()?)))) {
                     Err(StoreError::Io(e)) if is_lock_held(&e) && Instant::now() < deadline => {
                         thread::sleep(Duration::from_millis(5));
                     }

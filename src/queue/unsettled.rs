@@ -274,8 +274,18 @@ impl Unsettled {
         found
     }
 
+    /// The ordinals of what was read of a volume and is not behind the cursor.
+    pub(super) fn ordinals_in(&self, volume: VolumeNumber) -> Range<u64> {
+        let from = self.records.partition_point(|r| r.volume < volume);
+        let behind = self.records.partition_point(|r| r.volume <= volume);
+        match (from < behind, self.records.get(from)) {
+            (true, Some(first)) => first.first.max(self.head)..self.records[behind - 1].end(),
+            _ => 0..0,
+        }
+    }
+
     /// The parts of a range that are not settled.
-    fn open(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(super) fn open(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut open = Vec::new();
         if range.is_empty() {
             return open;

@@ -1,7 +1,8 @@
 //! A volume: a slice of the spool, a sled database of its own in a numbered directory.
 //!
 //! It is written until it is full, then sealed: nothing in it changes any more, and a summary beside it tells what it
-//! holds, so that a start counts the backlog without reading it. It is deleted whole once every event in it is settled.
+//! holds, so that a start counts the backlog without reading it. It is deleted whole once every event in it is settled; before
+//! that, a smaller copy may take its place.
 //! It is open only while it is written or read.
 //!
 //! Keys: `l` + lane id → the lane's name; `r` + lane id + position → a record's frame.
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
@@ -20,7 +21,8 @@ use super::files;
 use super::lane::Extent;
 use super::name::{LaneId, LaneName};
 use super::record::{Damaged, Header, Unpacked, unpack};
-use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
+use super::reserve::Reserve;
+use super::store::{Barrier, Changes, Store, StoreError, dir_bytes, is_let_go};
 use crate::words::counted;
 
 /// A volume's number: they only ever grow.
@@ -35,6 +37,15 @@ pub(super) const SUMMARY: &str = "summary";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Summary {
     pub(super) lanes: Vec<(LaneName, Extent)>,
+    /// Whether lanes that had passed it were left out later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_repacked: bool,
+}
+
+impl Summary {
+    pub(super) fn events(&self) -> u64 {
+        self.lanes.iter().map(|(_, extent)| extent.events).sum()
+    }
 }
 
 /// One volume.
@@ -52,6 +63,8 @@ pub(super) struct Volume {
     damaged: AtomicBool,
     /// How many of its events are not settled.
     unsettled: AtomicU64,
+    /// How many events it holds, once it is sealed.
+    held: AtomicU64,
     disk_bytes: AtomicU64,
 }
 
@@ -68,6 +81,7 @@ impl Volume {
             quarantined: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -82,12 +96,18 @@ impl Volume {
     }
 
     /// What it holds, in a volume of an earlier process: by its summary, or read through and then sealed.
-    pub(super) fn summary(&self, barrier: &Barrier) -> Result<Summary, StoreError> {
-        if let Ok(Some(summary)) = files::load(&self.summary_path(), SUMMARY) {
+    pub(super) fn summary(
+        &self,
+        barrier: &Barrier,
+        reserve: &Reserve,
+    ) -> Result<Summary, StoreError> {
+        if let Ok(Some(summary)) = files::load::<Summary>(&self.summary_path(), SUMMARY) {
+            self.hold_events(summary.events());
             return Ok(summary);
         }
-        let summary = self.survey_checked(&*self.open(barrier)?)?;
-        self.seal(&summary);
+        let store = reserve.with_room(|| self.open(barrier))?;
+        let summary = self.survey_checked(&store)?;
+        self.seal(&summary, reserve);
         Ok(summary)
     }
 
@@ -100,6 +120,18 @@ impl Volume {
         let store = Arc::new(Store::open(&self.dir, barrier)?);
         *slot = Arc::downgrade(&store);
         Ok(store)
+    }
+
+    /// Lets nobody open its database as long as the guard lives.
+    pub(super) fn keep_shut(&self) -> MutexGuard<'_, Weak<Store>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// [`Volume::keep_shut`], unless somebody has it open, or sled has not let go of it yet.
+    pub(super) fn shut(&self) -> io::Result<Option<MutexGuard<'_, Weak<Store>>>> {
+        let slot = self.keep_shut();
+        let is_shut = slot.strong_count() == 0 && is_let_go(&self.dir)?;
+        Ok(is_shut.then_some(slot))
     }
 
     /// Lets nobody share the database that is open now: it has failed.
@@ -118,9 +150,23 @@ impl Volume {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, left);
     }
 
+    /// How many of its events are not settled.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// How many events it holds, settled or not; 0 as long as it is not sealed.
+    pub(super) fn held_events(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn hold_events(&self, events: u64) {
+        self.held.store(events, Ordering::Relaxed);
+    }
+
     /// Whether every event in it is settled.
     pub(super) fn is_settled(&self) -> bool {
-        self.unsettled.load(Ordering::Acquire) == 0
+        self.unsettled() == 0
     }
 
     /// Whether it can be deleted: nothing more comes in, and all of it is settled.
@@ -166,11 +212,14 @@ impl Volume {
     }
 
     /// Ends its writing. The summary is a convenience of the next start: without it the volume is read through.
-    pub(super) fn seal(&self, summary: &Summary) {
-        if let Err(error) = files::save(&self.summary_path(), SUMMARY, summary) {
+    pub(super) fn seal(&self, summary: &Summary, reserve: &Reserve) {
+        let path = self.summary_path();
+        let saved = reserve.with_room(|| Ok(files::save(&path, SUMMARY, summary)?));
+        if let Err(error) = saved {
             warn!(volume = self.number, %error, "failed to write a volume's summary");
         }
         self.measure();
+        self.hold_events(summary.events());
         self.sealed.store(true, Ordering::Release);
     }
 
@@ -183,11 +232,7 @@ impl Volume {
         last: Position,
         mut visit: impl FnMut(Position, Unpacked) -> bool,
     ) -> Result<(), StoreError> {
-        let (from, last) = (record_key(lane, from), record_key(lane, last));
-        store.scan(&from[..]..=&last[..], |key, frame| {
-            let Some((_, position)) = parse_record_key(key) else {
-                return true;
-            };
+        self.frames(store, lane, from, last, |position, frame| {
             match unpack(frame) {
                 Ok(unpacked) => visit(position, unpacked),
                 Err(Damaged(why)) => {
@@ -195,6 +240,21 @@ impl Volume {
                     true
                 }
             }
+        })
+    }
+
+    /// Goes through a lane's records of these positions as they are stored, until `visit` returns false.
+    pub(super) fn frames(
+        &self,
+        store: &Store,
+        lane: LaneId,
+        from: Position,
+        last: Position,
+        mut visit: impl FnMut(Position, &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let (from, last) = (record_key(lane, from), record_key(lane, last));
+        store.scan(&from[..]..=&last[..], |key, frame| {
+            parse_record_key(key).is_none_or(|(_, position)| visit(position, frame))
         })
     }
 
@@ -238,6 +298,7 @@ impl Volume {
         });
         Ok(Summary {
             lanes: lanes.collect(),
+            is_repacked: false,
         })
     }
 }

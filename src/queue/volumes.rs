@@ -10,11 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
 
 use super::files;
+use super::reserve::Reserve;
 use super::store::{Barrier, Store, StoreError};
-use super::volume::{Summary, Volume, VolumeNumber};
+use super::volume::{SUMMARY, Summary, Volume, VolumeNumber};
 
 /// Sealed volumes kept open because a lane is reading them.
 const OPEN_SEALED_MAX: usize = 2;
+
+/// What the name of a copy ends in that is to take a volume's place.
+pub(super) const REPACKED: &str = "repacked";
 
 /// The volumes on disk.
 #[derive(Debug)]
@@ -22,15 +26,23 @@ pub(super) struct Volumes {
     dir: PathBuf,
     quarantine: PathBuf,
     barrier: Barrier,
+    reserve: Arc<Reserve>,
     by_number: Mutex<BTreeMap<VolumeNumber, Arc<Volume>>>,
     /// Sealed volumes' databases kept open, the one used last at the back.
     open: Mutex<VecDeque<(VolumeNumber, Arc<Store>)>>,
     quarantined: AtomicU64,
+    /// What the copy being made takes, in bytes.
+    copy_bytes: AtomicU64,
 }
 
 impl Volumes {
     /// The volumes of a spool, none of them known yet.
-    pub(super) fn new(dir: PathBuf, quarantine: PathBuf, barrier: Barrier) -> io::Result<Volumes> {
+    pub(super) fn new(
+        dir: PathBuf,
+        quarantine: PathBuf,
+        barrier: Barrier,
+        reserve: Arc<Reserve>,
+    ) -> io::Result<Volumes> {
         files::create_dir(&dir)?;
         files::create_dir(&quarantine)?;
         let quarantined = numbers_in(&quarantine)?.collect::<BTreeSet<_>>().len() as u64;
@@ -38,18 +50,24 @@ impl Volumes {
             dir,
             quarantine,
             barrier,
+            reserve,
             by_number: Mutex::default(),
             open: Mutex::default(),
             quarantined: AtomicU64::new(quarantined),
+            copy_bytes: AtomicU64::new(0),
         })
     }
 
     /// Finds what an earlier process left: for each volume that can be read, what it holds. Clears half-deleted ones away, and
-    /// moves what cannot be read to quarantine.
+    /// moves what cannot be read to quarantine. Of the volumes `known` that are gone, what their summaries say is found as well: it
+    /// will be missed when it is read.
     ///
     /// # Errors
     /// Where the disk does not let it look, or a volume fails for a reason that may pass.
-    pub(super) fn recover(&self) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
+    pub(super) fn recover(
+        &self,
+        known: &[VolumeNumber],
+    ) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
         let mut numbers = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
@@ -61,7 +79,18 @@ impl Volumes {
             match (parse_number(number), kind) {
                 (Some(number), "") if path.is_dir() => numbers.push(number),
                 (Some(_), "deleted") if path.is_dir() => fs::remove_dir_all(&path)?,
-                (Some(_), "summary") if self.dir.join(number).is_dir() => {}
+                (Some(parsed), REPACKED) if path.is_dir() => {
+                    let volume = self.dir.join(number);
+                    if volume.is_dir() {
+                        fs::remove_dir_all(&path)?;
+                    } else {
+                        // The old volume had gone, and the copy was to take its place.
+                        fs::rename(&path, &volume)?;
+                        files::sync(&self.dir)?;
+                        numbers.push(parsed);
+                    }
+                }
+                (Some(parsed), "summary") if self.is_there(number) || known.contains(&parsed) => {}
                 (Some(_), "summary" | "summary.new") if path.is_file() => fs::remove_file(&path)?,
                 _ => {
                     warn!(path = %path.display(), "a foreign file lies among the volumes; it is left alone")
@@ -69,11 +98,41 @@ impl Volumes {
             }
         }
         numbers.sort_unstable();
+        // A copy put in its place while the directory was read may have been met twice.
+        numbers.dedup();
         let mut found = Vec::new();
         for number in numbers {
             found.extend(self.recover_one(number)?);
         }
+        found.extend(self.gone(known)?);
+        found.sort_unstable_by_key(|(volume, _)| volume.number);
         Ok(found)
+    }
+
+    /// What there is to know of the volumes `known` that are neither here nor in quarantine.
+    fn gone(&self, known: &[VolumeNumber]) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
+        let in_quarantine: Vec<_> = numbers_in(&self.quarantine)?.collect();
+        let gone = |number: &&VolumeNumber| {
+            self.get(**number).is_none() && !in_quarantine.contains(number)
+        };
+        let found = known.iter().filter(gone).filter_map(|&number| {
+            let volume = Volume::new(&self.dir, number, true);
+            let summary = files::load::<Summary>(&volume.summary_path(), SUMMARY);
+            let summary = summary.ok().flatten();
+            error!(
+                volume = number,
+                events = summary.as_ref().map(Summary::events),
+                "a volume is gone, and what it held is lost"
+            );
+            Some((Arc::new(volume), summary?))
+        });
+        Ok(found.collect())
+    }
+
+    /// Whether there is a volume of that number, or a copy that is to take its place.
+    fn is_there(&self, number: &str) -> bool {
+        let dir = self.dir.join(number);
+        dir.is_dir() || dir.with_added_extension(REPACKED).is_dir()
     }
 
     /// The first number that nothing bears, here or in quarantine. A number is not given twice, even where the cursors that
@@ -88,7 +147,7 @@ impl Volumes {
 
     fn recover_one(&self, number: VolumeNumber) -> io::Result<Option<(Arc<Volume>, Summary)>> {
         let volume = Arc::new(Volume::new(&self.dir, number, true));
-        let summary = match volume.summary(&self.barrier) {
+        let summary = match volume.summary(&self.barrier, &self.reserve) {
             Ok(summary) => summary,
             // Going on without it would let the cursors pass what it holds.
             Err(StoreError::Io(e)) => return Err(e),
@@ -133,14 +192,25 @@ impl Volumes {
         self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// What all of them take on disk, in bytes, as last measured.
+    /// What all of them take on disk, in bytes, as last measured, with the copy that is being made.
     pub(super) fn disk_bytes(&self) -> u64 {
-        self.map().values().map(|v| v.disk_bytes()).sum()
+        let copy = self.copy_bytes.load(Ordering::Relaxed);
+        copy + self.map().values().map(|v| v.disk_bytes()).sum::<u64>()
+    }
+
+    /// Notes what the copy being made takes.
+    pub(super) fn note_copy(&self, bytes: u64) {
+        self.copy_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// A volume's database for copying: it does not stay open.
+    pub(super) fn open_to_copy(&self, volume: &Volume) -> Result<Arc<Store>, StoreError> {
+        volume.open(&self.barrier)
     }
 
     /// A volume's database for reading. A sealed one stays open for the next reader.
     pub(super) fn open_for_reading(&self, volume: &Volume) -> Result<Arc<Store>, StoreError> {
-        let store = volume.open(&self.barrier)?;
+        let store = self.reserve.with_room(|| volume.open(&self.barrier))?;
         if volume.is_sealed() {
             self.keep_open(volume, Arc::clone(&store));
         }
@@ -184,6 +254,7 @@ impl Volumes {
     pub(super) fn delete(&self, volume: &Volume) -> io::Result<()> {
         self.map().remove(&volume.number);
         self.close(volume);
+        let _shut = volume.keep_shut();
         let deleted = volume.dir().with_added_extension("deleted");
         fs::rename(volume.dir(), &deleted)?;
         files::sync(&self.dir)?;
@@ -195,11 +266,48 @@ impl Volumes {
         files::sync(&self.dir)
     }
 
+    /// Puts the copy in `dir`, which is durable, in a volume's place. Returns false where somebody is reading the volume, or it has
+    /// gone.
+    ///
+    /// # Errors
+    /// The disk's. The volume is whole all the same.
+    pub(super) fn replace(
+        &self,
+        volume: &Volume,
+        dir: &Path,
+        summary: &Summary,
+    ) -> io::Result<bool> {
+        self.close(volume);
+        let Some(_shut) = volume.shut()? else {
+            return Ok(false);
+        };
+        if self.get(volume.number).is_none() || volume.is_damaged() {
+            return Ok(false);
+        }
+        // True of both: nobody will look for what it leaves out.
+        files::save(&volume.summary_path(), SUMMARY, summary)?;
+        let old = volume.dir().with_added_extension("deleted");
+        fs::rename(volume.dir(), &old)?;
+        files::sync(&self.dir)?;
+        if let Err(error) = fs::rename(dir, volume.dir()) {
+            fs::rename(&old, volume.dir())?;
+            return Err(error);
+        }
+        self.note_copy(0);
+        volume.measure();
+        volume.hold_events(summary.events());
+        files::sync(&self.dir)?;
+        fs::remove_dir_all(&old)?;
+        files::sync(&self.dir)?;
+        Ok(true)
+    }
+
     /// Takes a volume that cannot be read out of the spool. It stays on disk, in `quarantine/`, for whoever can read more of it.
     pub(super) fn move_to_quarantine(&self, volume: &Volume, why: &StoreError) {
         volume.mark_quarantined();
         self.map().remove(&volume.number);
         self.close(volume);
+        let _shut = volume.keep_shut();
         let to = self.quarantine.join(volume.number.to_string());
         let moved = files::create_dir(&self.quarantine)
             .and_then(|()| fs::rename(volume.dir(), &to))

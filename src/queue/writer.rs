@@ -5,33 +5,36 @@
 //! for every record of the request, never before.
 //!
 //! A volume that failed to commit is finished: its answers are errors, it is sealed as it was before, and the next group
-//! begins a new one. [`FAILURES_MAX`] failures in a row end the thread, and with it the process; a full disk does not count.
+//! begins a new one. [`FAILURES_MAX`] failures in a row end the thread, and with it the process; a full disk does not count, and
+//! nothing is tried on it until there is room again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info};
 
 use super::lane::{Extent, Lane};
-use super::load::Load;
 use super::name::LaneId;
-use super::record::{Packer, Run};
+use super::parcel::Parcel;
+use super::record::{Frame, Packer, Run, is_full};
 use super::store::{Changes, Store, StoreError};
 use super::volume::{Summary, Volume, put_name, put_record};
-use super::{AppendError, Shared};
+use super::{AppendError, Shared, now_ms};
 
 /// Requests that may wait for the next group. Their bodies are bounded by the listener; this bounds their number.
 pub(super) const WAITING_MAX: usize = 4096;
 /// A group closes once it has this many bytes of events; what waits beyond it makes the next group.
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
-/// One commit stays well below sled's segment of 512 KiB as stored: larger ones have not survived every power cut.
-const COMMIT_BYTES: usize = 192 * 1024;
+/// What is applied at once stays well below sled's segment of 512 KiB as stored: larger batches have not survived every power cut.
+pub(super) const COMMIT_BYTES: usize = 192 * 1024;
 /// An active volume that is settled and takes more disk than this is sealed early, so that an idle spool is small.
 pub(super) const IDLE_BYTES: u64 = 4 * 1024 * 1024;
+/// What a new volume takes before anything is in it, at most: sled's first segment and its small files.
+const EMPTY_VOLUME_BYTES: u64 = 640 * 1024;
 const FAILURES_MAX: u32 = 3;
 /// Buffers of up to 64 KiB kept for the next group's lanes.
 const SPARE_RUNS_MAX: usize = 16;
@@ -40,7 +43,7 @@ const SPARE_RUNS_MAX: usize = 16;
 pub(super) enum Order {
     /// Store these events and answer once they are durable.
     Append {
-        loads: Vec<(Arc<Lane>, Load)>,
+        parcels: Vec<(Arc<Lane>, Parcel)>,
         reply: oneshot::Sender<Result<(), AppendError>>,
     },
     /// Seal the active volume if all of it is settled.
@@ -105,8 +108,8 @@ impl Writer {
             let first = self.orders.blocking_recv();
             let _working = self.shared.pulse.work();
             match first {
-                Some(Order::Append { loads, reply }) => {
-                    let closing = self.write_group(loads, reply)?;
+                Some(Order::Append { parcels, reply }) => {
+                    let closing = self.write_group(parcels, reply)?;
                     if closing {
                         break;
                     }
@@ -128,30 +131,24 @@ impl Writer {
     /// Gathers what waits behind the first request, stores all of it and answers. Returns whether the queue is to close.
     fn write_group(
         &mut self,
-        loads: Vec<(Arc<Lane>, Load)>,
+        parcels: Vec<(Arc<Lane>, Parcel)>,
         reply: Reply,
     ) -> Result<bool, StoreError> {
         let mut group = Group::default();
         let (mut closing, mut sealing) = (false, false);
-        group.add(self, loads, reply);
+        group.add(self, parcels, reply);
         while group.bytes < GROUP_BYTES && !closing {
             match self.orders.try_recv() {
-                Ok(Order::Append { loads, reply }) => group.add(self, loads, reply),
+                Ok(Order::Append { parcels, reply }) => group.add(self, parcels, reply),
                 Ok(Order::SealIfSettled) => sealing = true,
                 Ok(Order::Close) => closing = true,
                 Err(_) => break,
             }
         }
         group.pack_the_rest(self);
-        let used = self.shared.volumes.disk_bytes();
-        let answer = match self.shared.capacity.admit(used, group.stored_bytes()) {
-            Ok(()) => self.store(&group.packed),
-            Err(full) => {
-                // Only sealed volumes give their disk back.
-                self.seal();
-                Err(full)
-            }
-        };
+        let answer = self
+            .make_room(group.stored_bytes())
+            .and_then(|()| self.store(&group.packed));
         for reply in group.replies {
             // A client that went away before the answer still has its events stored, once.
             let _ = reply.send(answer);
@@ -170,20 +167,56 @@ impl Writer {
         Ok(closing)
     }
 
+    /// Lets a group in that takes `bytes` as stored, or says that the queue is full.
+    fn make_room(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let shared = Arc::clone(&self.shared);
+        if !shared.reserve.is_there() {
+            // Only sealed volumes give their disk back.
+            self.seal();
+            return Err(AppendError::DiskFull);
+        }
+        let mut needed = self.needed(bytes);
+        if !shared
+            .capacity
+            .has_room(shared.volumes.disk_bytes(), needed)
+        {
+            // Only sealed volumes give their disk back.
+            self.seal();
+            needed = self.needed(bytes);
+            shared.make_room(needed);
+        }
+        shared.capacity.admit(shared.volumes.disk_bytes(), needed)
+    }
+
+    /// What a group of `bytes` takes, with the volume that it may begin.
+    fn needed(&self, bytes: u64) -> u64 {
+        match self.active {
+            Some(_) => bytes,
+            None => bytes + EMPTY_VOLUME_BYTES,
+        }
+    }
+
     fn pack(&mut self, lane: &Arc<Lane>, run: &mut Run) -> Packed {
+        let frame = self.packer.pack(run.iter(), now_ms());
+        run.clear();
+        self.place(lane, frame)
+    }
+
+    /// Gives a record the next position.
+    fn place(&mut self, lane: &Arc<Lane>, frame: Frame) -> Packed {
         let position = self.shared.next_position.fetch_add(1, Ordering::Relaxed);
         let extent = Extent {
             first: position,
             last: position,
             records: 1,
-            events: run.len() as u64,
-            bytes: run.byte_len() as u64,
-            accepted_at_ms: now_ms(),
+            events: frame.events,
+            bytes: frame.events_bytes,
+            accepted_at_ms: frame.accepted_at_ms,
         };
         Packed {
             lane: Arc::clone(lane),
             extent,
-            frame: self.packer.pack(run, extent.accepted_at_ms),
+            frame: frame.bytes,
         }
     }
 
@@ -195,11 +228,14 @@ impl Writer {
                 self.failures = 0;
                 Ok(())
             }
+            Err(error) if error.is_disk_full() => {
+                self.shared.reserve.give_up();
+                self.retire();
+                Err(AppendError::DiskFull)
+            }
             Err(error) => {
                 error!(%error, "failed to store events; the next ones go to a new volume");
-                if !error.is_disk_full() {
-                    self.failures += 1;
-                }
+                self.failures += 1;
                 self.retire();
                 Err(AppendError::Storage)
             }
@@ -209,12 +245,7 @@ impl Writer {
     fn commit(&mut self, packed: &[Packed]) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let active = self.active()?;
-        let commit = |store: &Store, changes| {
-            let begun = Instant::now();
-            store.commit(changes)?;
-            shared.commits.add(begun.elapsed());
-            Ok::<_, StoreError>(())
-        };
+        let begun = Instant::now();
         let mut changes = Changes::default();
         let mut named = BTreeMap::new();
         for record in packed {
@@ -230,12 +261,11 @@ impl Writer {
                 &record.frame,
             );
             if changes.bytes() >= COMMIT_BYTES {
-                commit(&active.store, std::mem::take(&mut changes))?;
+                active.store.apply(std::mem::take(&mut changes))?;
             }
         }
-        if changes.bytes() > 0 {
-            commit(&active.store, changes)?;
-        }
+        active.store.commit(changes)?;
+        shared.commits.add(begun.elapsed());
         if active.volume.is_quarantined() {
             return Err(StoreError::Corrupt("a reader could not read it".into()));
         }
@@ -281,13 +311,13 @@ impl Writer {
         let Some(active) = self.active.take_if(|a| !a.volume.is_quarantined()) else {
             return;
         };
-        active.volume.seal(&active.summary());
+        active.volume.seal(&active.summary(), &self.shared.reserve);
         info!(
             volume = active.volume.number,
             lanes = active.extents.len(),
             "sealed a volume"
         );
-        if !active.volume.is_settled() {
+        if active.is_read() {
             // Its readers go on where they are, in the same open database.
             self.shared.volumes.keep_open(&active.volume, active.store);
         }
@@ -303,7 +333,7 @@ impl Writer {
             return;
         }
         active.volume.disown_store();
-        active.volume.seal(&active.summary());
+        active.volume.seal(&active.summary(), &self.shared.reserve);
         self.shared.keeper.wake();
     }
 }
@@ -320,6 +350,15 @@ impl Active {
         }
     }
 
+    /// Whether a lane reads on in it, not in an earlier one. An open database takes memory that a backlog has no use for.
+    fn is_read(&self) -> bool {
+        let number = self.volume.number;
+        let reads = |(lane, _): &(Arc<Lane>, Extent)| {
+            lane.next_span().is_some_and(|span| span.volume == number)
+        };
+        self.extents.values().any(reads)
+    }
+
     fn summary(&self) -> Summary {
         Summary {
             lanes: self
@@ -327,6 +366,7 @@ impl Active {
                 .values()
                 .map(|(lane, extent)| (lane.name().clone(), *extent))
                 .collect(),
+            is_repacked: false,
         }
     }
 }
@@ -341,16 +381,22 @@ struct Group {
 }
 
 impl Group {
-    fn add(&mut self, writer: &mut Writer, loads: Vec<(Arc<Lane>, Load)>, reply: Reply) {
+    fn add(&mut self, writer: &mut Writer, parcels: Vec<(Arc<Lane>, Parcel)>, reply: Reply) {
         self.replies.push(reply);
-        for (lane, load) in loads {
-            self.bytes += load.byte_len();
+        for (lane, parcel) in parcels {
+            self.bytes += parcel.byte_len();
             let (_, open) = self
                 .open
                 .entry(lane.id())
                 .or_insert_with(|| (Arc::clone(&lane), writer.spare.pop().unwrap_or_default()));
-            for event in load.iter() {
-                if open.is_full_for(event.len()) {
+            for frame in parcel.full {
+                if !open.is_empty() {
+                    self.packed.push(writer.pack(&lane, open));
+                }
+                self.packed.push(writer.place(&lane, frame));
+            }
+            for event in parcel.rest.iter() {
+                if is_full(open.byte_len(), event.len()) {
                     self.packed.push(writer.pack(&lane, open));
                 }
                 open.push(event);
@@ -375,10 +421,4 @@ impl Group {
             .map(|record| record.frame.len() as u64)
             .sum()
     }
-}
-
-/// The time of acceptance, in Unix ms: it tells ages, and orders nothing.
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |d| d.as_millis() as i64)
 }

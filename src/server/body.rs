@@ -20,6 +20,11 @@ const LEAST_KIB: usize = 16;
 
 /// A body of which nothing arrives for this long is given up: it holds room that others wait for.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
+/// A body is given up that arrives more slowly than this, in bytes a second, once it has had [`HEAD_START`]: one byte at a time would
+/// hold its connection for ever. A line of the slowest kind in use brings several times as much.
+const PACE_LEAST: u32 = 4096;
+/// For a sender's pause or two.
+const HEAD_START: Duration = Duration::from_secs(20);
 /// A body whose turn it is must be there within this: others wait for the next turn.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
 /// A body that finds no room for this long is refused: clients give up after 8 to 15 s.
@@ -130,9 +135,11 @@ impl Bodies {
         room: &mut Room<'a>,
     ) -> Result<Bytes, BodyError> {
         let exact = body.size_hint().exact();
+        let begun = Instant::now();
         let mut bytes = BytesMut::new();
         loop {
-            let frame = tokio::time::timeout_at(room.progress_until(), body.frame()).await;
+            let until = room.progress_until().min(begun + allowance(bytes.len()));
+            let frame = tokio::time::timeout_at(until, body.frame()).await;
             let Some(frame) = frame.map_err(|_| room.late())? else {
                 return Ok(bytes.freeze());
             };
@@ -261,6 +268,11 @@ pub(super) fn is_kept(headers: &HeaderMap, body: &Incoming) -> bool {
         .get(CONTENT_LENGTH)
         .and_then(|len| len.to_str().ok()?.parse().ok());
     waits && whole.is_some() && whole == body.size_hint().exact()
+}
+
+/// How long a body may have taken of which so many bytes are here.
+fn allowance(bytes: usize) -> Duration {
+    HEAD_START + Duration::from_secs(bytes as u64) / PACE_LEAST
 }
 
 fn kib(bytes: usize) -> usize {

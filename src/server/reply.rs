@@ -243,6 +243,11 @@ pub(super) fn error_after(error: &Error, done: serde_json::Value) -> Reply {
                 "queue_full",
                 Some(FULL_RETRY_SECONDS),
             ),
+            Refusal::Queue(AppendError::DiskFull) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "disk_full",
+                Some(FULL_RETRY_SECONDS),
+            ),
             Refusal::Queue(AppendError::Storage) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "storage_fault",

@@ -72,6 +72,9 @@ pub struct QueueSnapshot {
     pub bytes: u64,
     /// What the volumes take on disk, in bytes.
     pub disk_bytes: u64,
+    /// Whether the disk itself is full, so that nothing is accepted whatever they may take.
+    #[serde(default)]
+    pub disk_is_full: bool,
     /// What they may take, in bytes.
     pub max_bytes: u64,
     /// What the file system has left, in bytes.
@@ -80,6 +83,12 @@ pub struct QueueSnapshot {
     pub volumes: u64,
     /// Volumes that could not be read.
     pub quarantined_volumes: u64,
+    /// Volumes that a smaller copy has replaced, since the start.
+    #[serde(default)]
+    pub repacked_volumes: u64,
+    /// What that gave back, in bytes.
+    #[serde(default)]
+    pub reclaimed_bytes: u64,
     /// The age of the oldest event, in seconds; 0 when there is none.
     pub oldest_age_seconds: f64,
     /// Events that waited when the process started.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -1089,6 +1090,9 @@ async fn what_arrives_slowly_or_never_ends_in_time_and_delays_nobody() {
         stopping("Transfer-Encoding: chunked", "a\r\n{\"batch\":[\r\n0\r\n"),
     ];
     let started = Instant::now();
+    // One that never stops, and would be there after hours.
+    let mut dripping = stopping("Content-Length: 5000", "");
+    let dripping = thread::spawn(move || dripping.drip(&[b' '; 5000], Duration::from_millis(300)));
     scene.good_anew();
     assert!(started.elapsed() < Duration::from_secs(5));
     for wire in &mut stopped {
@@ -1101,6 +1105,8 @@ async fn what_arrives_slowly_or_never_ends_in_time_and_delays_nobody() {
     }
     let waited = started.elapsed();
     assert!(waited < Duration::from_secs(14), "{waited:?}");
+    let told = dripping.join().expect("no panic").expect("it is told");
+    assert_eq!((told.status, told.code().as_str()), (408, "body_too_slow"));
     drop(heads);
     scene.end().await;
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use segspool::ingest::{Ingest, Rules};
-use segspool::queue::{self, Barrier, Queue};
+use segspool::queue::{self, Barrier, Queue, Repacking};
 use segspool::server::{Activation, AdminConfig, IngestConfig, Phase, Server};
 use segspool::stand_in::{Answer, Match, Rule};
 use segspool::stats::{LaneState, Snapshot, Stats};
@@ -39,8 +39,9 @@ impl Accepting {
             .await
             .expect("free ports");
         let (path, config) = (dir.path().join("spool"), queue::Config::default());
-        let opening =
-            tokio::task::spawn_blocking(move || Queue::open_with(&path, &config, barrier));
+        let opening = tokio::task::spawn_blocking(move || {
+            Queue::open_with(&path, &config, barrier, Repacking::WhenWorthIt)
+        });
         let (queue, _) = opening.await.expect("no panic").expect("opened");
         let stats = Arc::new(Stats::default());
         let phase = watch::Sender::new(Phase::Running);

@@ -1,8 +1,13 @@
 //! The life of the process: start, stop, restart, and what it says when it cannot begin.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
+use segspool::queue::{Barrier, BuryError, Config, DeadLetter, LaneName, Queue, Repacking, Run};
 use segspool::stand_in::Answer;
 
 use crate::support::{Relay, client, ids, segment, spool, within};
@@ -154,6 +159,89 @@ async fn what_keeps_it_from_starting_is_said_with_an_exit_code() {
         assert_eq!(found, Some(code), "{said}");
         assert!(said.contains(expected), "{said}");
     }
+}
+
+/// Whatever takes such a thread down, nobody does its work any more. For the dead letters that meant a daemon which lived on and
+/// could never again bury an event, nor read a lane's backlog.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_of_the_queue_that_panics_ends_the_queue_and_loses_nothing() {
+    for dying in ["segspool-writer", "segspool-dead"] {
+        let dir = spool();
+        let barrier = Barrier::new(move |db| {
+            let is_dying = std::thread::current().name() == Some(dying);
+            assert!(!is_dying, "a bug");
+            db.sync_data()
+        });
+        let queue = open(dir.path(), barrier).await;
+        let lane = queue.lane(&LaneName::new("segment", "KEY12345"));
+        let lane = lane.expect("there are not too many lanes");
+        let mut event = Run::default();
+        event.push(b"{}");
+        let appended = queue.append(vec![(lane, event)]).await;
+        assert_eq!(appended.is_ok(), dying != "segspool-writer", "{dying}");
+        let buried = queue.dead_letters().bury(vec![(0, 0, letter())]).await;
+        assert_eq!(buried.is_ok(), dying != "segspool-dead", "{dying}");
+        within(queue.ended()).await;
+        within(queue.close()).await;
+        drop(queue);
+
+        let queue = open(dir.path(), Barrier::synced()).await;
+        assert_eq!(queue.usage().quarantined_volumes, 0);
+        assert!(queue.depth().events >= u64::from(appended.is_ok()));
+        assert!(queue.dead_letters().all().await.len() >= usize::from(buried.is_ok()));
+        within(queue.close()).await;
+    }
+}
+
+/// A store whose sync failed may be read and not be added to: what is written behind a page that never reaches the disk is lost with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_whose_sync_failed_are_written_anew_before_more_are_buried() {
+    let (dir, failing) = (spool(), Arc::new(AtomicBool::new(false)));
+    let fails = Arc::clone(&failing);
+    let barrier = Barrier::new(move |db| match fails.load(Ordering::Relaxed) {
+        true => Err(std::io::Error::from_raw_os_error(5)),
+        false => db.sync_data(),
+    });
+    let queue = open(dir.path(), barrier).await;
+    let file = || std::fs::metadata(dir.path().join("dead-letters/db")).map(|file| file.ino());
+    let letters = queue.dead_letters();
+    assert_eq!(letters.bury(vec![(0, 0, letter())]).await, Ok(()));
+    let first = file().expect("a file");
+    failing.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let buried = letters.bury(vec![(1, 0, letter())]).await;
+        assert_eq!(buried, Err(BuryError::Storage));
+        assert!(letters.all().await.contains(&letter()));
+        assert_eq!(file().expect("a file"), first);
+    }
+    failing.store(false, Ordering::Relaxed);
+    assert_eq!(letters.bury(vec![(1, 0, letter())]).await, Ok(()));
+    assert_ne!(file().expect("a file"), first);
+    assert_eq!((letters.events(), letters.all().await.len()), (2, 2));
+    within(queue.close()).await;
+}
+
+fn letter() -> DeadLetter {
+    DeadLetter {
+        lane: Some(LaneName::new("segment", "KEY12345")),
+        call: None,
+        code: "refused".into(),
+        reason: "the destination refused it".into(),
+        status: Some(400),
+        answer: String::new(),
+        attempts: 1,
+        accepted_at_ms: 1,
+        buried_at_ms: 2,
+        event: b"{}".to_vec(),
+    }
+}
+
+async fn open(data_dir: &Path, barrier: Barrier) -> Queue {
+    let (data_dir, config) = (data_dir.to_owned(), Config::default());
+    let opening = tokio::task::spawn_blocking(move || {
+        Queue::open_with(&data_dir, &config, barrier, Repacking::WhenWorthIt)
+    });
+    opening.await.expect("no panic").expect("opened").0
 }
 
 /// Runs a daemon that is expected to end by itself.

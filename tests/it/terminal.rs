@@ -1,7 +1,10 @@
 //! What an operator sees in a terminal: `segspool stats`, live in tmux as well, and `segspool tail`.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -46,6 +49,52 @@ async fn stats_are_shown_as_a_table_and_as_json() {
         said.contains("needs a terminal") && said.lines().count() == 1,
         "{said}"
     );
+}
+
+/// The health check of a container: no shell there, no curl, and no token.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_by_the_exit_code() {
+    let (dir, segment) = (spool(), segment().await);
+    let token_file = dir.path().join("token");
+    fs::write(&token_file, "letmein").expect("written");
+    let settings = [("ADMIN__TOKEN_FILE", token_file.to_str().expect("text"))];
+    let mut relay = Relay::start(dir.path(), &segment.url(), &settings).await;
+    let health = |admin: &str| {
+        let output = segspool(admin, &["stats", "--health"]);
+        let said = text(&output.stdout).to_owned() + text(&output.stderr);
+        (output.status.code(), said)
+    };
+    assert_eq!(health(&relay.admin), (Some(0), "ok\n".to_owned()));
+    assert!(relay.stop().await.success(), "{}", relay.log());
+    let (code, said) = health(&relay.admin);
+    assert!(
+        code == Some(69) && said.contains("no daemon answers"),
+        "{said}"
+    );
+
+    for (answer, code, expected) in [
+        ("503 Service Unavailable", 75, "the writer has been stuck"),
+        ("404 Not Found", 76, "is no daemon's admin listener"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let body = "the writer has been stuck for 31 s\n";
+        let answer = format!(
+            "HTTP/1.1 {answer}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answering = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let _ = stream.read(&mut [0; 1024]).expect("a request");
+            stream.write_all(answer.as_bytes()).expect("sent");
+        });
+        let (ended_with, said) = health(&url);
+        assert!(
+            ended_with == Some(code) && said.contains(expected),
+            "{said}"
+        );
+        answering.join().expect("no panic");
+    }
 }
 
 /// A terminal of 110 columns and 30 lines in which a command runs, on a tmux server of its own.

@@ -9,7 +9,7 @@ use segspool::stats::{LaneSnapshot, LaneState, Snapshot};
 use serde_json::json;
 
 use crate::support::server::{Server, answer, success};
-use crate::support::{client, ids, segment, spool, within};
+use crate::support::{client, ids, noise, segment, spool, within};
 use crate::webhooks::{drained, hooks, id, start, webhook};
 
 const KEY: &str = "KEY12345";
@@ -204,18 +204,6 @@ async fn what_was_tried_in_vain_becomes_too_old_though_more_keeps_coming() {
     }
 }
 
-/// Text that no compression makes smaller than half.
-fn noise(seed: u64, len: usize) -> String {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let digits = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        char::from_digit((state >> 40) as u32 % 36, 36).unwrap_or('x')
-    });
-    digits.take(len).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_dead_webhook_does_not_keep_segments_events_out() {
     let (dir, segment) = (spool(), segment().await);
@@ -250,8 +238,11 @@ async fn what_waits_for_a_dead_webhook_does_not_keep_segments_events_out() {
     for lane in &stats.lanes {
         assert!(lane.conservation().holds(), "{lane:?}");
     }
-    let said = relay.log().matches("more than its share").count();
-    assert_eq!(said, 1, "{}", relay.log());
+    // Repacking may give the lane room again meanwhile: it is told when that begins and ends, not at every request.
+    let times = |said: &str| relay.log().matches(said).count();
+    let (begun, ended) = (times("more than its share"), times("takes events again"));
+    assert!(begun > 0 && begun - ended <= 1, "{}", relay.log());
+    assert!(begun < requests as usize / 8, "{}", relay.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,32 +50,38 @@ impl Relay {
 
     /// As [`Relay::start`], by a command of one's own.
     pub(crate) async fn start_by(
-        mut command: Command,
+        command: Command,
         data_dir: &Path,
         endpoint: &str,
         settings: &[(&str, &str)],
     ) -> Relay {
-        command
-            .env("SEGSPOOL_DATA_DIR", data_dir)
-            .env("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:0\"]")
-            .env("SEGSPOOL_ADMIN__LISTEN", "127.0.0.1:0")
-            .env("SEGSPOOL_SEGMENT__ENDPOINT", endpoint)
-            .env("SEGSPOOL_SEGMENT__LINGER", "20ms")
-            .env("SEGSPOOL_RETRY__BASE", "20ms")
-            .env("SEGSPOOL_RETRY__MAX", "200ms")
-            .env("SEGSPOOL_RETRY__HOLD_PROBE", "200ms")
-            .env("SEGSPOOL_QUEUE__MIN_FREE_DISK", "1 MiB")
-            .env("SEGSPOOL_LOG__FORMAT", "json")
-            .envs(
-                settings
-                    .iter()
-                    .map(|(key, value)| (format!("SEGSPOOL_{key}"), value)),
-            );
-        Relay::spawn(command).await
+        Relay::spawn(with_settings(command, data_dir, endpoint, settings)).await
+    }
+
+    /// As [`Relay::start`], of a daemon that may end before it runs: then, what it has logged.
+    pub(crate) async fn try_start(
+        data_dir: &Path,
+        endpoint: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Relay, String> {
+        Relay::try_spawn(Relay::command(data_dir, endpoint, settings)).await
+    }
+
+    /// The command by which [`Relay::start`] starts it, for a daemon that may never be running.
+    pub(crate) fn command(data_dir: &Path, endpoint: &str, settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_segspool"));
+        command.arg("serve").stdin(Stdio::null());
+        without_proxy(&mut command);
+        with_settings(command, data_dir, endpoint, settings)
     }
 
     /// Starts a daemon by a command of one's own, which must log JSON.
-    pub(crate) async fn spawn(mut command: Command) -> Relay {
+    pub(crate) async fn spawn(command: Command) -> Relay {
+        let started = Relay::try_spawn(command).await;
+        started.unwrap_or_else(|log| panic!("the daemon did not start: {log}"))
+    }
+
+    async fn try_spawn(mut command: Command) -> Result<Relay, String> {
         without_proxy(&mut command);
         let given = secrets::Given::to(&command);
         let mut child = command
@@ -89,19 +95,20 @@ impl Relay {
             while let Some(line) = lines.recv().await {
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 if line["message"] == "segspool is running" {
-                    return line;
+                    return Some(line);
                 }
             }
-            panic!(
-                "the daemon did not start: {:?}",
-                log.lock().expect("no panic under this lock")
-            );
+            None
         };
-        let running = within(running).await;
+        let Some(running) = within(running).await else {
+            child.wait().expect("it can be waited for");
+            let log = log.lock().expect("no panic under this lock");
+            return Err(log.join("\n"));
+        };
         let addresses = running["ingest"].as_str().expect("addresses").split(", ");
         let addresses: Vec<_> = addresses.map(str::to_owned).collect();
         let ingest = format!("http://{}", addresses[0]);
-        Relay {
+        Ok(Relay {
             child,
             ingest: ingest.clone(),
             addresses,
@@ -114,7 +121,7 @@ impl Relay {
             },
             given,
             log,
-        }
+        })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -211,16 +218,15 @@ impl Relay {
 
     /// Asks for the snapshot until it is as wished.
     pub(crate) async fn until(&self, reached: impl Fn(&Snapshot) -> bool) -> Snapshot {
-        within(async {
-            loop {
-                let stats = self.stats().await;
-                if reached(&stats) {
-                    return stats;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+        let begun = std::time::Instant::now();
+        loop {
+            let stats = within(self.stats()).await;
+            if reached(&stats) {
+                return stats;
             }
-        })
-        .await
+            assert!(begun.elapsed() < PATIENCE, "it took too long: {stats:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Posts a body to a path with a write key.
@@ -328,6 +334,32 @@ impl Drop for Relay {
     }
 }
 
+/// Tells a daemon where its spool and Segment are, and to be quick.
+fn with_settings(
+    mut command: Command,
+    data_dir: &Path,
+    endpoint: &str,
+    settings: &[(&str, &str)],
+) -> Command {
+    command
+        .env("SEGSPOOL_DATA_DIR", data_dir)
+        .env("SEGSPOOL_INGEST__LISTEN", "[\"127.0.0.1:0\"]")
+        .env("SEGSPOOL_ADMIN__LISTEN", "127.0.0.1:0")
+        .env("SEGSPOOL_SEGMENT__ENDPOINT", endpoint)
+        .env("SEGSPOOL_SEGMENT__LINGER", "20ms")
+        .env("SEGSPOOL_RETRY__BASE", "20ms")
+        .env("SEGSPOOL_RETRY__MAX", "200ms")
+        .env("SEGSPOOL_RETRY__HOLD_PROBE", "200ms")
+        .env("SEGSPOOL_QUEUE__MIN_FREE_DISK", "1 MiB")
+        .env("SEGSPOOL_LOG__FORMAT", "json")
+        .envs(
+            settings
+                .iter()
+                .map(|(key, value)| (format!("SEGSPOOL_{key}"), value)),
+        );
+    command
+}
+
 /// Keeps the machine's proxies from a process, other than those that it is given by name.
 fn without_proxy(command: &mut Command) {
     let given: Vec<_> = command
@@ -415,4 +447,16 @@ pub(crate) fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(body).expect("to memory");
     encoder.finish().expect("to memory")
+}
+
+/// Text of which no compression leaves less than six tenths.
+pub(crate) fn noise(seed: u64, len: usize) -> String {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let digits = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from_digit((state >> 40) as u32 % 36, 36).unwrap_or('x')
+    });
+    digits.take(len).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -38,6 +39,22 @@ impl Wire {
     /// Sends bytes. The other end may stop reading once it has heard enough, which its answer tells.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.get_mut().write_all(bytes.as_ref());
+    }
+
+    /// Sends a byte each time this has passed without an answer, and returns the answer.
+    pub(crate) fn drip(&mut self, bytes: &[u8], every: Duration) -> Option<Answer> {
+        let is_unanswered = |wire: &mut Wire| wire.stream.fill_buf().is_err();
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(every)).expect("a pause");
+        for byte in bytes {
+            self.send([*byte]);
+            if !is_unanswered(self) {
+                break;
+            }
+        }
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(PATIENCE)).expect("a pause");
+        self.answer()
     }
 
     /// Says that nothing more will be sent.

@@ -19,14 +19,23 @@ pub(super) struct Args {
     /// As JSON: the body of GET /stats
     #[arg(long, conflicts_with = "watch")]
     json: bool,
+    /// Only whether the daemon makes progress, as GET /healthz says: exit code 0 where it does. Takes no token
+    #[arg(long, conflicts_with_all = ["watch", "json"])]
+    health: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    admin::run(&args.admin, async |admin| match (args.watch, args.json) {
-        (true, _) => watch::watch(&admin).await,
-        (false, json) => once(&admin, json).await,
+    admin::run(&args.admin, async |admin| {
+        if args.health {
+            print(&admin.probe("/healthz").await?)?;
+            Ok(ExitCode::SUCCESS)
+        } else if args.watch {
+            watch::watch(&admin).await
+        } else {
+            once(&admin, args.json).await
+        }
     })
 }
 

@@ -24,11 +24,7 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
                 "segspool {}, {}, {}, up {}; a 200 means {}",
                 snapshot.version,
                 snapshot.state,
-                if ingest.accepting {
-                    "accepting"
-                } else {
-                    "NOT ACCEPTING"
-                },
+                accepting(snapshot),
                 for_seconds(snapshot.uptime_seconds),
                 snapshot.durability,
             ),
@@ -122,11 +118,6 @@ pub(super) fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
 /// The same at one glance, for a small terminal: does it accept, how much waits, when is it done.
 pub(super) fn glance(snapshot: &Snapshot) -> [String; 3] {
     let queue = &snapshot.queue;
-    let accepting = if snapshot.ingest.accepting {
-        "accepting"
-    } else {
-        "NOT ACCEPTING"
-    };
     let waiting = match queue.events {
         0 => "nothing waits".to_owned(),
         events => {
@@ -135,10 +126,20 @@ pub(super) fn glance(snapshot: &Snapshot) -> [String; 3] {
         }
     };
     [
-        format!("{}, {accepting}", snapshot.state),
+        format!("{}, {}", snapshot.state, accepting(snapshot)),
         format!("waiting  {waiting}"),
         format!("done     {}", done(snapshot)),
     ]
+}
+
+fn accepting(snapshot: &Snapshot) -> &'static str {
+    if snapshot.ingest.accepting {
+        "accepting"
+    } else if snapshot.queue.disk_is_full {
+        "NOT ACCEPTING: the disk is full"
+    } else {
+        "NOT ACCEPTING"
+    }
 }
 
 /// When all will be delivered, or what stands against it.

@@ -3,6 +3,9 @@
 //! sled gives no disk back by itself. So a store that has become empty, or takes several times what is in it, is written anew
 //! beside the old one and put in its place. On disk: `dead-letters/`; while that goes on `dead-letters.new/`, not complete before it
 //! has the right name, and `dead-letters.old/`, which is whole as long as it is there.
+//!
+//! So is a store that the disk has failed, before anything else is written to it: of a file whose sync failed, pages may never reach
+//! the disk though they can be read, and what is synced behind them is lost with them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +24,7 @@ use crate::queue::cursors::SavedCursors;
 use crate::queue::files;
 use crate::queue::layout::Layout;
 use crate::queue::name::{LaneId, LaneName};
+use crate::queue::reserve::Reserve;
 use crate::queue::store::{Barrier, Changes, Store, StoreError, dir_bytes};
 
 /// As for the queue's commits.
@@ -46,8 +50,11 @@ pub(super) struct Gravedigger {
     barrier: Barrier,
     max_bytes: u64,
     saved: Arc<SavedCursors>,
+    reserve: Arc<Reserve>,
     counts: Arc<Counts>,
     store: Option<Store>,
+    /// The disk has failed it since it was last written anew.
+    suspect: bool,
     /// What was in the store when it was last written anew, or failed to be, and what it took on disk then, in bytes.
     rewritten: (u64, u64),
 }
@@ -58,6 +65,7 @@ impl Gravedigger {
         max_bytes: u64,
         barrier: Barrier,
         saved: Arc<SavedCursors>,
+        reserve: Arc<Reserve>,
         counts: Arc<Counts>,
     ) -> Gravedigger {
         Gravedigger {
@@ -66,15 +74,17 @@ impl Gravedigger {
             barrier,
             max_bytes,
             saved,
+            reserve,
             counts,
             store: None,
+            suspect: false,
             rewritten: (u64::MAX, 0),
         }
     }
 
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         if let Err(error) = self.open() {
-            warn!(%error, "failed to open the dead letters");
+            self.fail(&error);
         }
         while let Some(order) = orders.blocking_recv() {
             match order {
@@ -83,9 +93,10 @@ impl Gravedigger {
                 }
                 Order::KeepRejected { letters, bytes } => {
                     let count = letters.len() as u64;
-                    // At a stop nobody waits for events that were never accepted.
+                    // At a stop nobody waits for events that were never accepted, and the reserve is not for them.
                     let closing = self.counts.closing.load(Ordering::Relaxed);
-                    if closing || self.bury(letters, self.max_bytes / REJECTED_SHARE).is_err() {
+                    let unwanted = closing || !self.reserve.is_there();
+                    if unwanted || self.bury(letters, self.max_bytes / REJECTED_SHARE).is_err() {
                         self.counts.unkept.fetch_add(count, Ordering::Relaxed);
                     }
                     self.counts
@@ -110,7 +121,7 @@ impl Gravedigger {
                     reply,
                 } => {
                     let saved = Arc::clone(&self.saved);
-                    let done = self.work(|store, counts| {
+                    let done = self.write(|store, counts| {
                         let removed = remove(store, counts, &saved, &removed)?;
                         replace(store, counts, changed)?;
                         Ok(removed)
@@ -121,7 +132,7 @@ impl Gravedigger {
                 Order::Tidy => {
                     let saved = Arc::clone(&self.saved);
                     // What went wrong is logged; the graves are still there.
-                    let _ = self.work(|store, counts| level_graves(store, counts, &saved));
+                    let _ = self.write(|store, counts| level_graves(store, counts, &saved));
                     self.give_disk_back();
                 }
                 Order::Close => break,
@@ -135,22 +146,42 @@ impl Gravedigger {
         letters: Vec<(LetterId, DeadLetter)>,
         max_bytes: u64,
     ) -> Result<(), BuryError> {
-        let buried = self.work(|store, counts| bury(store, counts, letters, max_bytes));
+        let buried = self.write(|store, counts| bury(store, counts, letters, max_bytes));
         buried.unwrap_or(Err(BuryError::Storage))
     }
 
-    /// Does something with the open store. One that failed is opened anew the next time.
+    /// Changes the open store, or the one that takes its place.
+    fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Store, &Counts) -> Result<T, StoreError>,
+    ) -> Result<T, Unavailable> {
+        if self.suspect {
+            let written_anew = self.open().map(|_| ()).and_then(|()| self.rewrite());
+            written_anew.map_err(|error| self.fail(&error))?;
+        }
+        self.work(work)
+    }
+
+    /// Does something with the open store.
     fn work<T>(
         &mut self,
         work: impl FnOnce(&Store, &Counts) -> Result<T, StoreError>,
     ) -> Result<T, Unavailable> {
         let counts = Arc::clone(&self.counts);
         let done = self.open().and_then(|store| work(store, &counts));
-        done.map_err(|error| {
-            error!(%error, "failed to work on the dead letters");
-            self.store = None;
-            Unavailable
-        })
+        done.map_err(|error| self.fail(&error))
+    }
+
+    /// Gives a store up that failed. It is opened anew the next time.
+    fn fail(&mut self, error: &StoreError) -> Unavailable {
+        self.store = None;
+        // What a full disk did not take was never there. It is told once, and who needs this tries again.
+        if error.is_disk_full() && self.reserve.give_up() {
+            return Unavailable;
+        }
+        error!(%error, "failed to work on the dead letters");
+        self.suspect |= !error.is_disk_full();
+        Unavailable
     }
 
     /// The open store. Opening counts what it holds.
@@ -240,6 +271,7 @@ impl Gravedigger {
         fs::rename(&self.dir, &old)?;
         fs::rename(&new, &self.dir)?;
         files::sync_parent(&self.dir)?;
+        self.suspect = false;
         self.open()?;
         Ok(())
     }

@@ -32,8 +32,9 @@ pub use tally::Group;
 
 use super::cursors::SavedCursors;
 use super::layout::Layout;
+use super::reserve::Reserve;
 use super::store::Barrier;
-use super::{OpenError, Position};
+use super::{EndGuard, OpenError, Position};
 use gravedigger::Gravedigger;
 use tally::Tally;
 
@@ -147,19 +148,31 @@ enum Order {
 }
 
 impl DeadLetters {
-    /// Opens the store and starts its thread. What cannot be read is moved to quarantine.
+    /// Opens the store and starts its thread. What cannot be read is moved to quarantine. `ended` tells of the thread's end.
     pub(super) fn start(
         layout: &Layout,
         max_bytes: u64,
         barrier: Barrier,
         saved: Arc<SavedCursors>,
+        reserve: Arc<Reserve>,
+        ended: EndGuard,
     ) -> Result<DeadLetters, OpenError> {
         let (orders, received) = mpsc::channel(WAITING_MAX);
         let counts = Arc::new(Counts::default());
-        let gravedigger = Gravedigger::new(layout, max_bytes, barrier, saved, Arc::clone(&counts));
+        let gravedigger = Gravedigger::new(
+            layout,
+            max_bytes,
+            barrier,
+            saved,
+            reserve,
+            Arc::clone(&counts),
+        );
         let thread = thread::Builder::new()
             .name("segspool-dead".into())
-            .spawn(move || gravedigger.run(received))?;
+            .spawn(move || {
+                let _ended = ended;
+                gravedigger.run(received);
+            })?;
         Ok(DeadLetters {
             orders,
             counts,

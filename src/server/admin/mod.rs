@@ -173,6 +173,7 @@ impl AdminListener {
     fn why_not_accepting(&self) -> Option<&'static str> {
         let phase = *self.phase.borrow();
         match phase {
+            Phase::Running if self.queue.is_disk_full() => Some("the disk is full"),
             Phase::Running if self.queue.is_full() => Some("the queue is full"),
             Phase::Running => None,
             Phase::Draining | Phase::Stopped => Some(phase.as_str()),

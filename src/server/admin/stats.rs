@@ -59,6 +59,8 @@ impl AdminListener {
         let id = lane.id().to_string();
         let stats = self.stats.lane(&id);
         let depth = lane.depth();
+        let name = lane.name();
+        let snapshot = stats.snapshot(id, name.destination.clone(), name.masked_key());
         LaneSnapshot {
             events: depth.events,
             bytes: depth.bytes,
@@ -67,11 +69,8 @@ impl AdminListener {
                 .map_or(0.0, |then| (now_ms - then).max(0) as f64 / 1000.0),
             recovered_events: lane.recovered_events(),
             lost_events: lane.lost_events(),
-            ..stats.snapshot(
-                id,
-                lane.name().destination.clone(),
-                lane.name().masked_key(),
-            )
+            dropped_events: lane.dropped_events() + snapshot.dropped_events,
+            ..snapshot
         }
     }
 
@@ -81,10 +80,13 @@ impl AdminListener {
             events: lanes.iter().map(|lane| lane.events).sum(),
             bytes: lanes.iter().map(|lane| lane.bytes).sum(),
             disk_bytes: usage.disk_bytes,
+            disk_is_full: self.queue.is_disk_full(),
             max_bytes: usage.max_bytes,
             free_disk_bytes: usage.free_disk_bytes,
             volumes: usage.volumes,
             quarantined_volumes: usage.quarantined_volumes,
+            repacked_volumes: usage.repacked_volumes,
+            reclaimed_bytes: usage.reclaimed_bytes,
             oldest_age_seconds: lanes
                 .iter()
                 .map(|lane| lane.oldest_age_seconds)

@@ -314,6 +314,16 @@ fn of_queue(readings: &Readings<'_>) -> Vec<Family> {
             queue.lost_events,
             "Accepted events that the disk did not give back",
         ),
+        (
+            "segspool_queue_repacked_volumes",
+            queue.repacked_volumes,
+            "Volumes that a smaller copy has replaced",
+        ),
+        (
+            "segspool_queue_reclaimed_bytes",
+            queue.reclaimed_bytes,
+            "What repacking volumes has given back",
+        ),
     ];
     let mut families: Vec<_> = gauges
         .map(|(name, value, help)| Family::one(Kind::Gauge, name, value, help))

@@ -1,0 +1,516 @@
+//! Repacking: the thread that gives back the disk which a lane in trouble keeps from the others.
+//!
+//! A volume is deleted whole, so one lane that is held pins all that the others have been delivered of. Where little of a sealed
+//! volume still waits, a copy is made that lacks the lanes which have passed it, and takes its place under the same number. What
+//! is kept is kept as it is stored: same records, same positions. A lane is left out only once the cursors *on disk* have passed
+//! all it has in the volume, so no later process can miss it.
+//!
+//! A crash at any moment leaves the volume whole. The copy, `<number>.repacked/`, is durable before anything else changes; the
+//! summary without the left-out lanes is true of the old volume too; then the old one moves to `<number>.deleted/` and the copy
+//! into its place. A start that finds a copy and no volume puts it there, and removes any other.
+//!
+//! Never waits for a reader: a volume that is being read is tried again later. Never touches a damaged one.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::Shared;
+use super::files;
+use super::lane::Extent;
+use super::name::LaneName;
+use super::record::{Damaged, Header};
+use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
+use super::volume::{SUMMARY, Summary, Volume, VolumeNumber, put_name, put_record};
+use super::volumes::REPACKED;
+use super::writer::COMMIT_BYTES;
+
+/// A backlog that drains is left alone: only where nothing of a volume was settled for so long is it worth copying.
+const REST: Duration = Duration::from_secs(5);
+/// What could not be done, because of a reader or for want of room, is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What the disk did not let it do is tried again after this.
+const FAILED_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// What an empty database and its directory take, and the loss at the end of the last segment.
+const COPY_OVERHEAD: u64 = 64 * 1024;
+/// Less than this is not worth a copy.
+const RECLAIM_MIN: u64 = 512 * 1024;
+/// Who waits for room waits no longer than this for one volume.
+const RELIEVED_WITHIN: Duration = Duration::from_secs(10);
+
+/// When volumes are repacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repacking {
+    /// Where it gives back much for little: half of a volume that has rested, or less as the disk fills.
+    WhenWorthIt,
+    /// At once and for any gain: for tests.
+    Always,
+}
+
+/// How the others reach the repacker.
+#[derive(Debug, Default)]
+pub(super) struct RepackerHandle {
+    state: Mutex<State>,
+    changed: Condvar,
+    repacked_volumes: AtomicU64,
+    reclaimed_bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    woken: bool,
+    stopping: bool,
+    /// Somebody cannot go on for want of room.
+    is_room_wanted: bool,
+    /// How many rounds have begun, and how many have ended.
+    begun: u64,
+    ended: u64,
+}
+
+impl RepackerHandle {
+    /// Cursors were saved, so that more may be left out.
+    pub(super) fn wake(&self) {
+        self.set(|state| state.woken = true);
+    }
+
+    /// Finish what is under way, and end.
+    pub(super) fn stop(&self) {
+        self.set(|state| state.stopping = true);
+    }
+
+    /// Blocks until a round has ended that began after this was called, and knew that room is wanted.
+    pub(super) fn relieve(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_room_wanted = true;
+        let wanted = state.begun + 1;
+        self.changed.notify_all();
+        let is_open = |state: &mut State| state.ended < wanted && !state.stopping;
+        let waited = self
+            .changed
+            .wait_timeout_while(state, RELIEVED_WITHIN, is_open);
+        drop(waited);
+    }
+
+    /// Volumes repacked, and the bytes that gave back, since the start.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        (
+            self.repacked_volumes.load(Ordering::Relaxed),
+            self.reclaimed_bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn is_stopping(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stopping
+    }
+
+    /// Waits until there may be something to do; none when it is time to end.
+    fn next_round(&self, at: Option<Instant>) -> Option<Round> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.stopping {
+                return None;
+            }
+            let left = at.map(|at| at.saturating_duration_since(Instant::now()));
+            if state.woken || state.is_room_wanted || left == Some(Duration::ZERO) {
+                state.woken = false;
+                state.begun += 1;
+                return Some(match std::mem::take(&mut state.is_room_wanted) {
+                    true => Round::RoomIsWanted,
+                    false => Round::Routine,
+                });
+            }
+            let waited = self
+                .changed
+                .wait_timeout(state, left.unwrap_or(Duration::MAX));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Why it looks at the volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    Routine,
+    /// Somebody waits until one volume has been repacked.
+    RoomIsWanted,
+}
+
+/// The repacker's own state.
+pub(super) struct Repacker {
+    shared: Arc<Shared>,
+    repacking: Repacking,
+    /// What is known of the volumes of which little is waiting.
+    seen: HashMap<VolumeNumber, Seen>,
+}
+
+/// A volume of which little is waiting.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    unsettled: u64,
+    next: Next,
+}
+
+/// When a volume is to be looked at, as long as nothing more of it is settled.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// When it has rested, or at once where the disk is filling.
+    RestedAt(Instant),
+    At(Instant),
+    /// When the disk is filling.
+    UnderPressure,
+    Never,
+}
+
+/// What became of a volume.
+#[derive(Debug)]
+enum Outcome {
+    /// It takes so many bytes less.
+    Reclaimed(u64),
+    /// There is too little to gain.
+    NotWorthIt,
+    /// The cursors are not saved yet, a reader has it, or there is no room for the copy.
+    NotNow,
+}
+
+impl Repacker {
+    pub(super) fn new(shared: Arc<Shared>, repacking: Repacking) -> Repacker {
+        Repacker {
+            shared,
+            repacking,
+            seen: HashMap::new(),
+        }
+    }
+
+    /// Works until it is stopped. It sleeps where no volume is waiting for it.
+    pub(super) fn run(mut self) {
+        let mut next = None;
+        while let Some(round) = self.shared.repacker.next_round(next) {
+            next = self.look(round);
+            self.shared.repacker.set(|state| state.ended = state.begun);
+        }
+    }
+
+    /// Looks at every volume, and repacks those that are worth it. Returns when to look again though nothing happened.
+    fn look(&mut self, round: Round) -> Option<Instant> {
+        let shared = Arc::clone(&self.shared);
+        let mut volumes = shared.volumes.all();
+        volumes.retain(|v| v.is_sealed() && !v.is_settled() && !v.is_damaged());
+        // The one of which least is left needs least room for its copy.
+        volumes.sort_by_key(|v| v.unsettled());
+        self.seen
+            .retain(|number, _| volumes.iter().any(|v| v.number == *number));
+        let mut next = Vec::new();
+        for volume in volumes {
+            let is_pressed = round == Round::RoomIsWanted || self.is_pressed();
+            let worth = self.worth(is_pressed);
+            let unsettled = volume.unsettled();
+            if unsettled > worth.left_at_most(volume.held_events()) {
+                self.seen.remove(&volume.number);
+                continue;
+            }
+            let due = self.due(&volume, unsettled, is_pressed);
+            let due = match due {
+                Some(at) if at <= Instant::now() && !shared.repacker.is_stopping() => {
+                    let outcome = repack(&shared, &volume, &worth);
+                    let is_relieved = matches!(outcome, Ok(Outcome::Reclaimed(_)));
+                    let next = self.note(&volume, unsettled, is_pressed, outcome);
+                    if is_relieved && round == Round::RoomIsWanted {
+                        // Whoever waits can go on; then it is the others' turn.
+                        shared.repacker.wake();
+                        return None;
+                    }
+                    next
+                }
+                due => due,
+            };
+            next.extend(due);
+        }
+        next.into_iter().min()
+    }
+
+    fn is_pressed(&self) -> bool {
+        let used = self.shared.volumes.disk_bytes();
+        used / 3 > self.shared.capacity.bound(used) / 4
+    }
+
+    fn worth(&self, is_pressed: bool) -> Worth {
+        match self.repacking {
+            Repacking::Always => Worth::ANY,
+            Repacking::WhenWorthIt if is_pressed => Worth::UNDER_PRESSURE,
+            Repacking::WhenWorthIt => Worth::AT_REST,
+        }
+    }
+
+    /// When a volume is to be judged; never, as far as that is known.
+    fn due(&mut self, volume: &Volume, unsettled: u64, is_pressed: bool) -> Option<Instant> {
+        let fresh = Seen {
+            unsettled,
+            next: Next::RestedAt(Instant::now() + REST),
+        };
+        let seen = self.seen.entry(volume.number).or_insert(fresh);
+        if seen.unsettled != unsettled {
+            *seen = fresh;
+        }
+        let is_hurried = is_pressed || self.repacking == Repacking::Always;
+        match seen.next {
+            Next::RestedAt(_) | Next::UnderPressure if is_hurried => Some(Instant::now()),
+            Next::RestedAt(at) | Next::At(at) => Some(at),
+            Next::UnderPressure | Next::Never => None,
+        }
+    }
+
+    /// Remembers what became of a volume; returns when it is to be tried again, if nothing happens.
+    fn note(
+        &mut self,
+        volume: &Volume,
+        unsettled: u64,
+        is_pressed: bool,
+        outcome: Result<Outcome, StoreError>,
+    ) -> Option<Instant> {
+        let again = Instant::now() + RETRY_AFTER;
+        let next = match outcome {
+            Ok(Outcome::Reclaimed(bytes)) => {
+                let handle = &self.shared.repacker;
+                handle.repacked_volumes.fetch_add(1, Ordering::Relaxed);
+                handle.reclaimed_bytes.fetch_add(bytes, Ordering::Relaxed);
+                info!(
+                    volume = volume.number,
+                    reclaimed_bytes = bytes,
+                    "repacked a volume"
+                );
+                Next::Never
+            }
+            Ok(Outcome::NotWorthIt) if is_pressed => Next::Never,
+            Ok(Outcome::NotWorthIt) => Next::UnderPressure,
+            Ok(Outcome::NotNow) => Next::At(again),
+            Err(StoreError::Io(error)) => {
+                warn!(volume = volume.number, %error, "failed to repack a volume; it is tried again");
+                Next::At(Instant::now() + FAILED_RETRY_AFTER)
+            }
+            Err(StoreError::Corrupt(why)) => {
+                warn!(volume = volume.number, why, "a volume cannot be repacked");
+                Next::Never
+            }
+        };
+        self.seen.insert(volume.number, Seen { unsettled, next });
+        match next {
+            Next::At(at) => Some(at),
+            Next::RestedAt(_) | Next::UnderPressure | Next::Never => None,
+        }
+    }
+}
+
+/// What a copy must give back.
+struct Worth {
+    /// The share of what a volume takes, in eighths.
+    eighths: u64,
+    bytes: u64,
+}
+
+impl Worth {
+    const AT_REST: Worth = Worth {
+        eighths: 4,
+        bytes: RECLAIM_MIN,
+    };
+    const UNDER_PRESSURE: Worth = Worth {
+        eighths: 1,
+        bytes: RECLAIM_MIN,
+    };
+    const ANY: Worth = Worth {
+        eighths: 0,
+        bytes: 0,
+    };
+
+    /// How many of a volume's events may be waiting.
+    fn left_at_most(&self, held_events: u64) -> u64 {
+        held_events / 8 * (8 - self.eighths) + held_events % 8
+    }
+
+    fn is_reached(&self, disk_bytes: u64, reclaimed: u64) -> bool {
+        reclaimed >= self.bytes && reclaimed >= disk_bytes / 8 * self.eighths
+    }
+}
+
+/// Puts a copy in a volume's place that lacks the lanes which have passed it.
+fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, StoreError> {
+    let Some(summary) = files::load::<Summary>(&volume.summary_path(), SUMMARY)? else {
+        // Writing it failed when the volume was sealed.
+        return Ok(Outcome::NotWorthIt);
+    };
+    let has_passed = |(name, extent): &(LaneName, Extent)| {
+        let lane = shared.lanes.find(name.id());
+        lane.is_some_and(|lane| lane.cursor().position > extent.last)
+    };
+    let (passed, kept): (Vec<_>, Vec<_>) = summary.lanes.into_iter().partition(has_passed);
+    if passed.is_empty() {
+        return Ok(Outcome::NotWorthIt);
+    }
+    let disk_bytes = volume.measure();
+    let copy_bytes = COPY_OVERHEAD + share(disk_bytes, bytes(&kept), bytes(&kept) + bytes(&passed));
+    if !worth.is_reached(disk_bytes, disk_bytes.saturating_sub(copy_bytes)) {
+        return Ok(Outcome::NotWorthIt);
+    }
+    let is_saved = |(name, extent): &(LaneName, Extent)| {
+        // The index does not matter: nothing of its last record may be read again.
+        shared.saved.have_passed(name.id(), extent.last, u32::MAX)
+    };
+    if !passed.iter().all(is_saved) || !has_room(shared, copy_bytes) {
+        return Ok(Outcome::NotNow);
+    }
+    let Some(copy) = Copy::of(shared, volume, &kept)? else {
+        return Ok(Outcome::NotNow);
+    };
+    let summary = Summary {
+        lanes: kept,
+        is_repacked: true,
+    };
+    if !shared.volumes.replace(volume, &copy.dir, &summary)? {
+        return Ok(Outcome::NotNow);
+    }
+    Ok(Outcome::Reclaimed(
+        disk_bytes.saturating_sub(volume.disk_bytes()),
+    ))
+}
+
+fn has_room(shared: &Shared, copy_bytes: u64) -> bool {
+    let used = shared.volumes.disk_bytes();
+    shared.capacity.has_room_for_copy(used, copy_bytes)
+}
+
+/// A copy being made. It is gone when it is dropped, unless it has taken its volume's place.
+struct Copy<'a> {
+    shared: &'a Shared,
+    dir: PathBuf,
+}
+
+impl Copy<'_> {
+    /// Copies these lanes, durably whatever durability the queue promises: the original will be gone. None where the queue is closed
+    /// meanwhile.
+    fn of<'a>(
+        shared: &'a Shared,
+        volume: &Volume,
+        lanes: &[(LaneName, Extent)],
+    ) -> Result<Option<Copy<'a>>, StoreError> {
+        let copy = Copy {
+            shared,
+            dir: volume.dir().with_added_extension(REPACKED),
+        };
+        copy.remove()?;
+        files::create_dir(&copy.dir)?;
+        let from = shared.volumes.open_to_copy(volume)?;
+        let to = Store::open(&copy.dir, &Barrier::synced())?;
+        for (name, extent) in lanes {
+            if !copy.lane(volume, &from, &to, name, extent)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(copy))
+    }
+
+    /// Copies one lane. Returns false where the queue is closed meanwhile.
+    fn lane(
+        &self,
+        volume: &Volume,
+        from: &Store,
+        to: &Store,
+        name: &LaneName,
+        extent: &Extent,
+    ) -> Result<bool, StoreError> {
+        let mut changes = Changes::default();
+        put_name(&mut changes, name)?;
+        let (mut copied, mut result) = (Counted::default(), Ok(()));
+        let (lane, stopping) = (name.id(), || self.shared.repacker.is_stopping());
+        volume.frames(from, lane, extent.first, extent.last, |position, frame| {
+            match Header::of(frame) {
+                Ok(header) => copied.add(&header),
+                Err(Damaged(why)) => result = Err(corrupt(why)),
+            }
+            put_record(&mut changes, lane, position, frame);
+            if result.is_ok() && changes.bytes() >= COMMIT_BYTES {
+                result = self.commit(to, std::mem::take(&mut changes));
+            }
+            result.is_ok() && !stopping()
+        })?;
+        result?;
+        if stopping() {
+            return Ok(false);
+        }
+        self.commit(to, changes)?;
+        if copied != Counted::of(extent) {
+            return Err(corrupt("it does not hold what its summary says"));
+        }
+        Ok(true)
+    }
+
+    fn commit(&self, to: &Store, changes: Changes) -> Result<(), StoreError> {
+        to.commit(changes)?;
+        self.shared.volumes.note_copy(dir_bytes(&self.dir));
+        Ok(())
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        self.shared.volumes.note_copy(0);
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            warn!(path = %self.dir.display(), %error, "failed to remove an unfinished copy; the next start does");
+        }
+    }
+}
+
+/// What was found of a lane.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    records: u64,
+    events: u64,
+    bytes: u64,
+}
+
+impl Counted {
+    fn of(extent: &Extent) -> Counted {
+        Counted {
+            records: extent.records,
+            events: extent.events,
+            bytes: extent.bytes,
+        }
+    }
+
+    fn add(&mut self, header: &Header) {
+        self.records += 1;
+        self.events += u64::from(header.events);
+        self.bytes += header.bytes;
+    }
+}
+
+fn corrupt(why: &str) -> StoreError {
+    StoreError::Corrupt(why.to_owned())
+}
+
+fn bytes(lanes: &[(LaneName, Extent)]) -> u64 {
+    lanes.iter().map(|(_, extent)| extent.bytes).sum()
+}
+
+/// `part` of `all`, of `whole`.
+fn share(whole: u64, part: u64, all: u64) -> u64 {
+    let share = u128::from(whole) * u128::from(part) / u128::from(all.max(1));
+    u64::try_from(share).unwrap_or(whole)
+}
