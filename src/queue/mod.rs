@@ -309,7 +309,7 @@ impl Queue {
             barrier.clone(),
             Arc::clone(&reserve),
         )?;
-        let found = volumes.recover(&cursors.volumes)?;
+        let found = volumes.recover(&cursors)?;
 
         let (announce, announced) = mpsc::unbounded_channel();
         let lanes = Lanes::new(announce);

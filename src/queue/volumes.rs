@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{error, info, warn};
 
+use super::cursors::Cursors;
 use super::files;
 use super::reserve::Reserve;
 use super::store::{Barrier, Store, StoreError};
@@ -59,16 +60,14 @@ impl Volumes {
     }
 
     /// Finds what an earlier process left: for each volume that can be read, what it holds. Clears half-deleted ones away, and
-    /// moves what cannot be read to quarantine. Of the volumes `known` that are gone, what their summaries say is found as well: it
-    /// will be missed when it is read.
+    /// moves what cannot be read to quarantine. Of the volumes that are gone though the `cursors` have not passed them, what their
+    /// summaries say is found as well: it will be missed when it is read.
     ///
     /// # Errors
     /// Where the disk does not let it look, or a volume fails for a reason that may pass.
-    pub(super) fn recover(
-        &self,
-        known: &[VolumeNumber],
-    ) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
+    pub(super) fn recover(&self, cursors: &Cursors) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
         let mut numbers = Vec::new();
+        let mut not_passed: BTreeSet<_> = cursors.volumes.iter().copied().collect();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             let name = path
@@ -90,7 +89,10 @@ impl Volumes {
                         numbers.push(parsed);
                     }
                 }
-                (Some(parsed), "summary") if self.is_there(number) || known.contains(&parsed) => {}
+                (Some(_), "summary") if self.is_there(number) => {}
+                (Some(parsed), "summary") if cursors.may_hold_more(parsed) => {
+                    not_passed.insert(parsed);
+                }
                 (Some(_), "summary" | "summary.new") if path.is_file() => fs::remove_file(&path)?,
                 _ => {
                     warn!(path = %path.display(), "a foreign file lies among the volumes; it is left alone")
@@ -104,18 +106,18 @@ impl Volumes {
         for number in numbers {
             found.extend(self.recover_one(number)?);
         }
-        found.extend(self.gone(known)?);
+        found.extend(self.gone(&not_passed)?);
         found.sort_unstable_by_key(|(volume, _)| volume.number);
         Ok(found)
     }
 
-    /// What there is to know of the volumes `known` that are neither here nor in quarantine.
-    fn gone(&self, known: &[VolumeNumber]) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
+    /// What there is to know of the volumes not passed that are neither here nor in quarantine.
+    fn gone(&self, not_passed: &BTreeSet<VolumeNumber>) -> io::Result<Vec<(Arc<Volume>, Summary)>> {
         let in_quarantine: Vec<_> = numbers_in(&self.quarantine)?.collect();
         let gone = |number: &&VolumeNumber| {
             self.get(**number).is_none() && !in_quarantine.contains(number)
         };
-        let found = known.iter().filter(gone).filter_map(|&number| {
+        let found = not_passed.iter().filter(gone).filter_map(|&number| {
             let volume = Volume::new(&self.dir, number, true);
             let summary = files::load::<Summary>(&volume.summary_path(), SUMMARY);
             let summary = summary.ok().flatten();

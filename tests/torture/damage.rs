@@ -96,6 +96,28 @@ async fn whatever_file_is_damaged_the_daemon_starts_and_delivers_the_rest() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_gone_is_counted_though_the_cursors_were_never_told_of_it() {
+    let left = left_behind().await;
+    let segment = segment().await;
+    let sealed = |number: &&u64| {
+        left.dir
+            .path()
+            .join(format!("volumes/{number}.summary"))
+            .exists()
+    };
+    let last_sealed = left.waiting.keys().rfind(sealed).expect("a sealed one");
+    // As if the daemon had been killed before it saved them for the first time.
+    for name in ["cursors", "cursors.previous"] {
+        let path = left.dir.path().join(name);
+        assert!(!path.exists() || fs::remove_file(path).is_ok());
+    }
+    let gone = PathBuf::from(format!("volumes/{last_sealed}"));
+    let (lost, counted) = survive(&left, &segment, &gone, Damage::Gone).await;
+    assert_eq!(lost, left.waiting[last_sealed].len() as u64);
+    assert_eq!(counted, lost);
+}
+
 /// Starts a daemon on a damaged copy. Returns how many events are lost, and how many of them it counts.
 async fn survive(left: &Left, segment: &StandIn, file: &Path, damage: Damage) -> (u64, u64) {
     let case = format!("{} {damage:?}", file.display());
@@ -128,6 +150,7 @@ async fn survive(left: &Left, segment: &StandIn, file: &Path, damage: Damage) ->
         );
         lost += missing;
     }
+    let case = format!("{case}\n{}", relay.log());
     judge(&case, kind(left, file), left, lost, &stats);
     let is_sealed = matches!(kind(left, file), Kind::Sealed(_));
     let is_whole_volume = left.dir.path().join(file).is_dir();
