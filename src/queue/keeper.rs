@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use super::Shared;
 use super::cursors::Cursors;
 use super::store::StoreError;
+use super::volume::Volume;
 use super::writer::{IDLE_BYTES, Order};
 
 /// A crash re-sends at most what was settled in this time.
@@ -167,13 +168,16 @@ pub(super) fn run(shared: &Arc<Shared>) {
 
 /// Saves the cursors and deletes what is drained. Returns whether the disk took it.
 fn save(shared: &Shared) -> bool {
+    // Before the volumes are listed: a number that has been used by now is among them, or its volume has gone.
+    let next_volume = shared.next_volume.load(Ordering::Acquire);
     let volumes = shared.volumes.all();
     // Before the cursors are taken: whatever is drained by now, the cursors have passed.
-    let (drained, others): (Vec<_>, Vec<_>) = volumes.into_iter().partition(|v| v.is_drained());
+    let is_done = |v: &Arc<Volume>| v.is_drained() && v.number < next_volume;
+    let (drained, others): (Vec<_>, Vec<_>) = volumes.into_iter().partition(is_done);
     let lanes = shared.lanes.all();
     let cursors = Cursors {
         next_position: shared.next_position.load(Ordering::Relaxed),
-        next_volume: shared.next_volume.load(Ordering::Relaxed),
+        next_volume,
         lanes: lanes
             .iter()
             .map(|lane| (lane.name().clone(), lane.stand()))

@@ -278,8 +278,11 @@ impl Writer {
     fn active(&mut self) -> Result<&mut Active, StoreError> {
         self.active.take_if(|a| a.volume.is_quarantined());
         if self.active.is_none() {
-            let number = self.shared.next_volume.fetch_add(1, Ordering::Relaxed);
-            let (volume, store) = self.shared.volumes.create(number)?;
+            let number = self.shared.next_volume.load(Ordering::Relaxed);
+            let created = self.shared.volumes.create(number);
+            // Not before it is known: cursors that say its number was used and do not name it have passed it.
+            self.shared.next_volume.fetch_add(1, Ordering::Release);
+            let (volume, store) = created?;
             debug!(volume = number, "a new volume");
             // Who looks for it later has to know that there was one.
             self.shared.keeper.wake();
