@@ -13,7 +13,7 @@ use super::ground;
 use super::store::StoreError;
 
 /// The version of everything under the data directory. A spool of another version is left alone.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What lies in the data directory and is written to.
 const LOCK: &str = "LOCK";
@@ -223,10 +223,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         drop(Layout::open(dir.path()).expect("opened"));
         drop(Layout::open(dir.path()).expect("opened again"));
-        fs::write(dir.path().join("format"), "2\n").expect("written");
-        assert!(matches!(
-            Layout::open(dir.path()),
-            Err(OpenError::Format { .. })
-        ));
+        for other in [FORMAT - 1, FORMAT + 1] {
+            fs::write(dir.path().join("format"), format!("{other}\n")).expect("written");
+            let opened = Layout::open(dir.path());
+            assert!(matches!(opened, Err(OpenError::Format { found, .. }) if found == other));
+        }
     }
 }

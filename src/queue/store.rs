@@ -5,8 +5,17 @@
 //! - before opening, a snapshot that was never finished (`snap.*.generating`) is removed: sled would read it;
 //! - after opening, every file is synced, then the directory, then its parents;
 //! - a commit is `apply_batch`, `flush`, then the [`Barrier`] on our own descriptor of the file `db`, every time;
-//! - a value is stored in parts below 7 KiB, so that no page ever becomes a file in `blobs/`, which nobody would sync;
+//! - a value is stored in parts so small that no page ever becomes a file in `blobs/`, which nobody would sync;
 //! - no background thread flushes between our flush and our sync.
+//!
+//! sled writes an insertion down as it comes, but a whole leaf whenever it has taken ten, and two when it splits: by itself it
+//! writes everything three times. So values do not lie under their keys. Their parts fill *slots*, numbered as they are filled, in
+//! leaves that were split while they were empty ([`Slots`]), and are written once; under the key stands which slots they are:
+//!
+//! ```text
+//! 'p' slot u32 → a part; empty where none has been put yet
+//! 'v' key      → first slot u32 | length of the value u32
+//! ```
 //!
 //! A database that failed once is never trusted again: the caller drops it and opens it anew. Opening runs on a thread of
 //! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop; closing is guarded as well.
@@ -15,12 +24,12 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::ops::{Deref, RangeInclusive};
+use std::ops::{Deref, Range, RangeInclusive};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,13 +72,13 @@ impl fmt::Debug for Barrier {
 
 /// What sled is asked to keep of a database in memory. Records are read once and in order, so a cache has nothing to give.
 const CACHE_BYTES: u64 = 1024 * 1024;
-/// What a stored part with its key may take. sled keeps sixteen to a leaf: well below the 131,052 bytes from which a page
-/// would go into `blobs/` (0.34.7, 512 KiB segments), and small, because sled's cache has 256 shards (src/lru.rs) and keeps
-/// a page of each, however little [`CACHE_BYTES`] allows.
+/// What a part may take. A leaf holds seventeen at most, nineteen for a moment when two are merged: well below the 131,052 bytes from
+/// which a page would go into `blobs/` (0.34.7, 512 KiB segments). And small, because sled's cache has 256 shards (src/lru.rs) and
+/// keeps a page of each, however little [`CACHE_BYTES`] allows.
 const PART_BYTES_MAX: usize = 3_400;
-/// How often a part is looked up when it is read. A shard evicts only after 64 accesses (src/lru.rs), and a reader that sees each
-/// page once let a whole volume pile up in memory: a backlog of 1,000,000 events took 118 MB, and 58 MB like this.
-const CACHE_TOUCHES: usize = 8;
+/// How often a part is looked up once it is written or read. A shard evicts only after 64 accesses (src/lru.rs), and the leaf of nine
+/// parts that is met only as often as it must be stays in memory, and with it in the end a whole volume.
+const CACHE_TOUCHES: usize = 6;
 /// A volume of 128 MiB opens in well under a second; what takes this long is looping.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// sled lets go of its lock a moment after the last handle is dropped (spacejam/sled#1289).
@@ -82,6 +91,8 @@ pub(super) struct Store {
     file: File,
     dir: PathBuf,
     barrier: Barrier,
+    /// None until something is written.
+    slots: Mutex<Option<Slots>>,
 }
 
 impl fmt::Debug for Store {
@@ -176,29 +187,36 @@ impl From<sled::Error> for StoreError {
 /// Values to commit together.
 #[derive(Default)]
 pub(super) struct Changes {
-    batch: sled::Batch,
+    list: Vec<Change>,
     bytes: usize,
+}
+
+enum Change {
+    Put {
+        key: sled::IVec,
+        value: Vec<sled::IVec>,
+    },
+    Remove {
+        key: sled::IVec,
+    },
 }
 
 impl Changes {
     /// Stores `value` under `key`, in as many parts as it needs.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8]) {
-        let (room, parts) = (part_room(key), parts(key, value));
-        for part in 0..parts {
-            let end = value.len().min((part + 1) * room);
-            self.batch
-                .insert(part_key(key, part as u32), &value[part * room..end]);
-        }
-        self.bytes += value.len() + parts * (key.len() + PART_KEY_BYTES);
+        self.bytes += key.len() + value.len();
+        self.list.push(Change::Put {
+            key: value_key(key),
+            value: value.chunks(PART_BYTES_MAX).map(sled::IVec::from).collect(),
+        });
     }
 
-    /// Removes what is stored under `key`: `value`, in its parts.
-    pub(super) fn remove(&mut self, key: &[u8], value: &[u8]) {
-        let parts = parts(key, value);
-        for part in 0..parts {
-            self.batch.remove(part_key(key, part as u32));
-        }
-        self.bytes += parts * (key.len() + PART_KEY_BYTES);
+    /// Removes what is stored under `key`, but for what these changes put there before.
+    pub(super) fn remove(&mut self, key: &[u8]) {
+        self.bytes += key.len();
+        self.list.push(Change::Remove {
+            key: value_key(key),
+        });
     }
 
     /// What they take as stored, in bytes.
@@ -233,6 +251,7 @@ impl Store {
                 file,
                 dir: dir.to_owned(),
                 barrier: barrier.clone(),
+                slots: Mutex::default(),
             })
         })
     }
@@ -242,25 +261,66 @@ impl Store {
     /// # Errors
     /// As for [`Store::commit`].
     pub(super) fn apply(&self, changes: Changes) -> Result<(), StoreError> {
-        guarded(|| Ok(self.db.apply_batch(changes.batch)?))
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        guarded(|| {
+            let slots = match &mut *slots {
+                Some(slots) => slots,
+                none => none.insert(Slots::of(&self.db)?),
+            };
+            let first = slots.next;
+            let mut batch = sled::Batch::default();
+            for change in changes.list {
+                match change {
+                    Change::Put { key, value } => {
+                        let place = Place {
+                            first: slots.next,
+                            bytes: value.iter().map(|part| part.len()).sum::<usize>() as u32,
+                        };
+                        for part in value {
+                            batch.insert(&part_key(slots.take()?), part);
+                        }
+                        batch.insert(key, &place.encode());
+                    }
+                    Change::Remove { key } => {
+                        if let Some(place) = self.db.get(&key)? {
+                            for slot in Place::decode(&place)?.slots() {
+                                batch.remove(&part_key(slot));
+                            }
+                        }
+                        batch.remove(key);
+                    }
+                }
+            }
+            slots.make_ready(&self.db)?;
+            self.db.apply_batch(batch)?;
+            for slot in first..slots.next {
+                self.touch(slot)?;
+            }
+            Ok(())
+        })
     }
 
-    /// Makes `changes` durable. Nothing of them counts as stored before this returned `Ok`.
+    /// Makes `changes` durable. Nothing of them counts as stored before this returned `Ok`. Returns [`Store::log_bytes`].
     ///
     /// # Errors
     /// Any: the store is then unfit for use, and must be dropped and opened anew.
-    pub(super) fn commit(&self, changes: Changes) -> Result<(), StoreError> {
-        guarded(|| {
-            self.db.apply_batch(changes.batch)?;
-            self.db.flush()?;
-            Ok(())
-        })?;
+    pub(super) fn commit(&self, changes: Changes) -> Result<u64, StoreError> {
+        self.apply(changes)?;
+        guarded(|| Ok(self.db.flush().map(|_| ())?))?;
         (self.barrier.0)(&self.file)?;
-        if self.file.metadata()?.nlink() == 0 {
-            // Whoever deleted it: nothing that goes there will be found again.
-            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        Ok(self.log_bytes()?)
+    }
+
+    /// What the database's log, its file `db`, takes on disk, in bytes.
+    ///
+    /// # Errors
+    /// Somebody has deleted it: nothing that goes there will be found again.
+    pub(super) fn log_bytes(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        match metadata.nlink() {
+            0 => Err(io::ErrorKind::NotFound.into()),
+            _ => Ok(metadata.blocks() * BLOCK_BYTES),
         }
-        Ok(())
     }
 
     /// Every value whose key lies in `keys`, in order, until `visit` returns false. All keys have the same length.
@@ -275,7 +335,7 @@ impl Store {
         self.walk(keys, visit, Err)
     }
 
-    /// [`Store::scan`] of all that can be read: a part that stands alone is counted and passed over. Returns how many did.
+    /// [`Store::scan`] of all that can be read: a value that lacks a part is counted and passed over. Returns how many did.
     ///
     /// # Errors
     /// sled cannot read on. What it could read was visited.
@@ -284,48 +344,63 @@ impl Store {
         keys: RangeInclusive<&[u8]>,
         mut visit: impl FnMut(&[u8], &[u8]),
     ) -> (u64, Result<(), StoreError>) {
-        let mut alone = 0;
+        let mut torn = 0;
         let visit = |key: &[u8], value: &[u8]| {
             visit(key, value);
             true
         };
         let scanned = self.walk(keys, visit, |_| {
-            alone += 1;
+            torn += 1;
             Ok(())
         });
-        (alone, scanned)
+        (torn, scanned)
     }
 
-    /// Every value whose key lies in `keys`, until `visit` returns false; `alone` says what to do about a part without those before.
+    /// Every value whose key lies in `keys`, until `visit` returns false; `torn` says what to do about one that lacks a part.
     fn walk(
         &self,
         keys: RangeInclusive<&[u8]>,
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
-        mut alone: impl FnMut(StoreError) -> Result<(), StoreError>,
+        mut torn: impl FnMut(StoreError) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let (from, to) = (part_key(keys.start(), 0), part_key(keys.end(), u32::MAX));
+        let keys = value_key(keys.start())..=value_key(keys.end());
         guarded(|| {
-            let mut whole = Whole::default();
-            for entry in self.db.range(from..=to) {
-                let (key, part) = entry?;
-                for _ in 0..CACHE_TOUCHES {
-                    self.db.contains_key(&key)?;
+            let mut value = Vec::new();
+            for entry in self.db.range(keys) {
+                let (key, place) = entry?;
+                let read = Place::decode(&place).and_then(|place| self.read(place, &mut value));
+                match read {
+                    Ok(()) if !visit(&key[1..], &value) => return Ok(()),
+                    Ok(()) => {}
+                    Err(StoreError::Corrupt(why)) => torn(StoreError::Corrupt(why))?,
+                    Err(error) => return Err(error),
                 }
-                let at = key.len().saturating_sub(PART_KEY_BYTES);
-                let (key, number) = key.split_at(at);
-                let number = u32::from_be_bytes(number.try_into().unwrap_or([0xff; 4]));
-                if number == 0 && !whole.is_empty() && !whole.give(&mut visit) {
-                    return Ok(());
-                }
-                if let Err(error) = whole.take(key, number, &part) {
-                    alone(error)?;
-                }
-            }
-            if !whole.is_empty() {
-                whole.give(&mut visit);
             }
             Ok(())
         })
+    }
+
+    /// Puts the value at `place` into `value`, in the place of what is there.
+    fn read(&self, place: Place, value: &mut Vec<u8>) -> Result<(), StoreError> {
+        value.clear();
+        for slot in place.slots() {
+            if let Some(part) = self.db.get(part_key(slot))? {
+                value.extend_from_slice(&part);
+            }
+            self.touch(slot)?;
+        }
+        match value.len() == place.bytes as usize {
+            true => Ok(()),
+            false => Err(StoreError::Corrupt("a value lacks a part".into())),
+        }
+    }
+
+    /// Has sled's cache let go of what was read or written before.
+    fn touch(&self, slot: u32) -> Result<(), StoreError> {
+        for _ in 0..CACHE_TOUCHES {
+            self.db.contains_key(part_key(slot))?;
+        }
+        Ok(())
     }
 
     /// Every key that lies in `keys`, in order. All keys have the same length.
@@ -334,12 +409,10 @@ impl Store {
         keys: RangeInclusive<&[u8]>,
         mut visit: impl FnMut(&[u8]),
     ) -> Result<(), StoreError> {
-        let (from, to) = (part_key(keys.start(), 0), part_key(keys.end(), u32::MAX));
+        let keys = value_key(keys.start())..=value_key(keys.end());
         guarded(|| {
-            for key in self.db.range(from..=to).keys() {
-                if let Some(key) = key?.strip_suffix(&[0; PART_KEY_BYTES]) {
-                    visit(key);
-                }
+            for key in self.db.range(keys).keys() {
+                visit(&key?[1..]);
             }
             Ok(())
         })
@@ -347,7 +420,92 @@ impl Store {
 
     /// Whether there is a value under `key`.
     pub(super) fn contains(&self, key: &[u8]) -> Result<bool, StoreError> {
-        guarded(|| Ok(self.db.contains_key(part_key(key, 0))?))
+        guarded(|| Ok(self.db.contains_key(value_key(key))?))
+    }
+}
+
+/// Where a value's parts lie.
+#[derive(Clone, Copy)]
+struct Place {
+    first: u32,
+    bytes: u32,
+}
+
+impl Place {
+    fn slots(self) -> Range<u32> {
+        let parts = self.bytes.div_ceil(PART_BYTES_MAX as u32);
+        self.first..self.first.saturating_add(parts)
+    }
+
+    fn encode(self) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&self.first.to_be_bytes());
+        bytes[4..].copy_from_slice(&self.bytes.to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Place, StoreError> {
+        let bytes: [u8; 8] = bytes
+            .try_into()
+            .map_err(|_| StoreError::Corrupt("a value's place cannot be read".into()))?;
+        let [a, b, c, d, e, f, g, h] = bytes;
+        Ok(Place {
+            first: u32::from_be_bytes([a, b, c, d]),
+            bytes: u32::from_be_bytes([e, f, g, h]),
+        })
+    }
+}
+
+/// The slots of a store that is written to: empty values that wait to be filled, in the order of their numbers.
+///
+/// sled splits a leaf of seventeen keys when it meets it next, into nine and eight (0.34.7, src/node.rs), and writes a leaf anew with
+/// its eleventh change, the leaf itself counted (src/pagecache/mod.rs). So once there are [`SLOTS_AHEAD`] slots behind it, a slot lies
+/// in a leaf of nine that will never be split, and filling all nine makes ten: each part is written once.
+struct Slots {
+    /// The next one to be filled.
+    next: u32,
+    /// The first one that is not there yet.
+    made: u32,
+}
+
+/// The last leaf holds at most seventeen keys, and what is in it may be split yet.
+const SLOTS_AHEAD: u32 = 18;
+/// So many are made at once.
+const SLOTS_MADE: u32 = 64;
+
+impl Slots {
+    /// Goes on behind those that were made before.
+    fn of(db: &sled::Db) -> Result<Slots, StoreError> {
+        let made = match db.range(part_key(0)..=part_key(u32::MAX)).next_back() {
+            None => 0,
+            Some(last) => {
+                let (key, _) = last?;
+                let number = key[1..].try_into().map(u32::from_be_bytes);
+                number.map_or(u32::MAX, |number| number.saturating_add(1))
+            }
+        };
+        Ok(Slots { next: made, made })
+    }
+
+    /// The next one, to be filled once they are ready.
+    fn take(&mut self) -> Result<u32, StoreError> {
+        let slot = self.next;
+        let full = || StoreError::Io(io::Error::other("a database has no slots left"));
+        self.next = slot.checked_add(1).ok_or_else(full)?;
+        Ok(slot)
+    }
+
+    /// Makes what is missing of those taken and of those ahead of them.
+    fn make_ready(&mut self, db: &sled::Db) -> Result<(), StoreError> {
+        if self.made >= self.next.saturating_add(SLOTS_AHEAD) {
+            return Ok(());
+        }
+        let end = self.next.saturating_add(SLOTS_AHEAD + SLOTS_MADE);
+        for slot in self.made..end {
+            db.insert(part_key(slot), &[])?;
+        }
+        self.made = end;
+        Ok(())
     }
 }
 
@@ -427,68 +585,31 @@ pub(super) fn is_let_go(dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// What stat(2) counts in, whatever the file system's blocks are.
+const BLOCK_BYTES: u64 = 512;
+
 /// What the files of a directory take on disk, in bytes; what cannot be read counts nothing.
 pub(super) fn dir_bytes(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
     let Ok(entries) = fs::read_dir(dir) else {
         return 0;
     };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {
         Ok(m) if m.is_dir() => dir_bytes(&entry.path()),
-        Ok(m) => m.blocks() * 512,
+        Ok(m) => m.blocks() * BLOCK_BYTES,
         Err(_) => 0,
     });
     sizes.sum()
 }
 
-/// A value being put together from its parts.
-#[derive(Default)]
-struct Whole {
-    key: Vec<u8>,
-    value: Vec<u8>,
-    next: u32,
+/// Parts sort before values, so that the last leaf of slots is never one with parts in it when a value comes behind it.
+fn part_key(slot: u32) -> [u8; 5] {
+    let mut key = [b'p'; 5];
+    key[1..].copy_from_slice(&slot.to_be_bytes());
+    key
 }
 
-impl Whole {
-    fn is_empty(&self) -> bool {
-        self.next == 0
-    }
-
-    fn take(&mut self, key: &[u8], number: u32, part: &[u8]) -> Result<(), StoreError> {
-        if number == 0 {
-            self.key.clear();
-            self.key.extend_from_slice(key);
-            self.value.clear();
-        }
-        if number != 0 && (number != self.next || self.key != key) {
-            return Err(StoreError::Corrupt(format!(
-                "part {number} of a value stands alone"
-            )));
-        }
-        self.value.extend_from_slice(part);
-        self.next = number + 1;
-        Ok(())
-    }
-
-    fn give(&self, visit: &mut impl FnMut(&[u8], &[u8]) -> bool) -> bool {
-        visit(&self.key, &self.value)
-    }
-}
-
-const PART_KEY_BYTES: usize = 4;
-
-/// What a part holds of a value.
-fn part_room(key: &[u8]) -> usize {
-    PART_BYTES_MAX - key.len() - PART_KEY_BYTES
-}
-
-/// In how many parts a value is stored.
-fn parts(key: &[u8], value: &[u8]) -> usize {
-    value.len().div_ceil(part_room(key)).max(1)
-}
-
-fn part_key(key: &[u8], part: u32) -> Vec<u8> {
-    [key, &part.to_be_bytes()].concat()
+fn value_key(key: &[u8]) -> sled::IVec {
+    [b"v", key].concat().into()
 }
 
 /// Runs something of sled's; a panic in it is damage found late.
@@ -670,8 +791,8 @@ mod tests {
         changes.put(b"k2", &long);
         store.commit(changes).expect("committed");
         let mut changes = Changes::default();
-        changes.remove(b"k1", &long);
-        changes.remove(b"k2", &long);
+        changes.remove(b"k1");
+        changes.remove(b"k2");
         changes.put(b"k2", &short);
         store.commit(changes).expect("committed");
         assert_eq!(all(&store), [(b"k2".to_vec(), short)]);

@@ -207,8 +207,13 @@ impl Volume {
     /// Measures what it takes on disk.
     pub(super) fn measure(&self) -> u64 {
         let bytes = dir_bytes(&self.dir);
-        self.disk_bytes.store(bytes, Ordering::Relaxed);
+        self.set_disk_bytes(bytes);
         bytes
+    }
+
+    /// Notes what it takes on disk, where that is known without looking.
+    pub(super) fn set_disk_bytes(&self, bytes: u64) {
+        self.disk_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Ends its writing. The summary is a convenience of the next start: without it the volume is read through.

@@ -67,6 +67,8 @@ pub(super) struct Writer {
 struct Active {
     volume: Arc<Volume>,
     store: Arc<Store>,
+    /// What its directory takes besides the database's log.
+    other_bytes: u64,
     extents: BTreeMap<LaneId, (Arc<Lane>, Extent)>,
 }
 
@@ -264,13 +266,18 @@ impl Writer {
                 active.store.apply(std::mem::take(&mut changes))?;
             }
         }
-        active.store.commit(changes)?;
+        let db_bytes = active.store.commit(changes)?;
         shared.commits.add(begun.elapsed());
         if active.volume.is_quarantined() {
             return Err(StoreError::Corrupt("a reader could not read it".into()));
         }
-        active.volume.measure();
+        let before = active.volume.disk_bytes();
+        active.volume.set_disk_bytes(active.other_bytes + db_bytes);
         active.publish(packed);
+        if before <= IDLE_BYTES && active.volume.disk_bytes() > IDLE_BYTES {
+            // From now on it may be worth sealing when it rests.
+            shared.repacker.wake();
+        }
         Ok(())
     }
 
@@ -287,6 +294,7 @@ impl Writer {
             // Who looks for it later has to know that there was one.
             self.shared.keeper.wake();
             self.active = Some(Active {
+                other_bytes: volume.disk_bytes().saturating_sub(store.log_bytes()?),
                 volume,
                 store,
                 extents: BTreeMap::new(),

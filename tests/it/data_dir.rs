@@ -16,7 +16,7 @@ async fn a_data_dir_that_cannot_be_used_is_refused_with_what_to_do() {
     fs::write(path("file"), "mine").expect("written");
     symlink("nowhere", path("dangling")).expect("linked");
     fs::create_dir(path("newer")).expect("made");
-    fs::write(path("newer/format"), "2\n").expect("written");
+    fs::write(path("newer/format"), "3\n").expect("written");
     for (name, code, expected) in [
         ("file", 73, "it is not a directory. data_dir must be"),
         (
@@ -28,7 +28,7 @@ async fn a_data_dir_that_cannot_be_used_is_refused_with_what_to_do() {
         (
             "newer",
             78,
-            "has format 2, and this version knows format 1 only. Use the version that made it",
+            "has format 3, and this version knows format 2 only. Use the version that made it",
         ),
     ] {
         let data_dir = path(name);
@@ -40,7 +40,7 @@ async fn a_data_dir_that_cannot_be_used_is_refused_with_what_to_do() {
         assert!(said.contains(expected), "{said}");
     }
     assert_eq!(fs::read(path("file")).expect("it is there"), b"mine");
-    assert_eq!(fs::read(path("newer/format")).expect("it is there"), b"2\n");
+    assert_eq!(fs::read(path("newer/format")).expect("it is there"), b"3\n");
 }
 
 /// A spool that was copied by root is root's, and "Permission denied" alone does not say of what.

@@ -397,13 +397,13 @@ fn level_graves(store: &Store, counts: &Counts, saved: &SavedCursors) -> Result<
     scan(store, LetterId::GRAVES, |id, value| {
         let lane = value.try_into().map(u64::from_be_bytes).map(LaneId);
         if !lane.is_ok_and(|lane| may_be_read_again(id, lane, saved)) {
-            passed.push((id, value.to_vec()));
+            passed.push(id);
         }
         true
     })?;
     let mut writing = Writing::new(store, counts);
-    for (id, value) in passed {
-        writing.changes.remove(&id.0, &value);
+    for id in passed {
+        writing.changes.remove(&id.0);
         writing.graves -= 1;
         writing.commit_if_large()?;
     }
@@ -438,7 +438,7 @@ impl<'a> Writing<'a> {
     }
 
     fn remove(&mut self, id: LetterId, value: Vec<u8>) {
-        self.changes.remove(&id.0, &value);
+        self.changes.remove(&id.0);
         if let Some(letter) = DeadLetter::decode_head(&value) {
             self.removed.push((Group::of(&letter), value.len()));
         }
@@ -531,7 +531,7 @@ fn copy(from: &Store, to: &Store) -> Result<(), StoreError> {
     scan(from, (LetterId::ALL.0, LetterId::GRAVES.1), |id, value| {
         changes.put(&id.0, value);
         if changes.bytes() >= COMMIT_BYTES {
-            copied = to.commit(std::mem::take(&mut changes));
+            copied = to.commit(std::mem::take(&mut changes)).map(|_| ());
         }
         copied.is_ok()
     })?;
