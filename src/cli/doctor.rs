@@ -35,12 +35,27 @@ pub(super) struct Args {
     /// Salvage events that are settled as well, as far as they are still on disk
     #[arg(long, requires = "salvage")]
     all: bool,
+    /// Salvage only what lies in quarantine, since the daemon delivers the rest itself
+    ///
+    /// Some of it may have been delivered before its volume was put there: nobody knows.
+    #[arg(long, requires = "salvage", conflicts_with = "all")]
+    quarantine_only: bool,
     /// Where to make copies of the databases, one at a time
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     scratch: PathBuf,
     /// As JSON
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    /// Whether an event is to be written.
+    fn wants(&self, salvaged: &Salvaged<'_>) -> bool {
+        match self.quarantine_only {
+            true => salvaged.in_quarantine,
+            false => self.all || !salvaged.is_settled,
+        }
+    }
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -62,7 +77,7 @@ fn look(args: &Args) -> Result<ExitCode, Failure> {
         &args.scratch,
         progress,
         |salvaged| match &mut salvage {
-            Some(salvage) if args.all || !salvaged.is_settled => salvage.write(&salvaged),
+            Some(salvage) if args.wants(&salvaged) => salvage.write(&salvaged),
             _ => Ok(()),
         },
     );

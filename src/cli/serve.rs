@@ -13,7 +13,7 @@ use super::{
 use crate::config::{self, Config};
 use crate::daemon::{self, Error};
 use crate::queue::OpenError;
-use crate::server::BindError;
+use crate::server::{Address, BindError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -48,7 +48,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
 fn judge(error: &Error) -> (u8, &'static str) {
     match error {
         Error::System(_) => (EX_OSERR, ""),
-        Error::Bind(BindError::Listen { error, .. }) => (EX_UNAVAILABLE, about_listening(error)),
+        Error::Bind(BindError::Listen { address, error }) => {
+            (EX_UNAVAILABLE, about_listening(address, error))
+        }
         Error::Bind(BindError::Tls(_) | BindError::Handed { .. })
         | Error::Setup(_)
         | Error::Profiles(_) => (EX_CONFIG, ""),
@@ -61,6 +63,11 @@ fn judge(error: &Error) -> (u8, &'static str) {
                 EX_CONFIG,
                 "Use the version that made it, or another data_dir",
             ),
+            OpenError::Io(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => (
+                EX_CANTCREAT,
+                "The file system is read-only, for this process at least: under systemd a data_dir other than /var/lib/segspool needs \
+                 ReadWritePaths= in a drop-in of the unit",
+            ),
             OpenError::Io(error) if cannot_be_made(error) => (
                 EX_CANTCREAT,
                 "data_dir must be a directory that this user may make and write to",
@@ -71,13 +78,19 @@ fn judge(error: &Error) -> (u8, &'static str) {
     }
 }
 
-fn about_listening(error: &io::Error) -> &'static str {
+fn about_listening(address: &Address, error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::AddrInUse {
         "Another process listens there, perhaps a segspool; choose another in [ingest] or [admin]"
     } else if error.kind() == io::ErrorKind::AddrNotAvailable {
         "No interface of this machine has that address; choose another in [ingest] or [admin]"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
-        "This user may not listen there; choose a port above 1023, or a directory of its own"
+        match address {
+            Address::Tcp(_) => "This user may not listen there; choose a port above 1023",
+            Address::Unix(_) => {
+                "This user may not make that socket, or not give it to ingest.socket_group; choose a directory of its own and a group it \
+                 is in, or have systemd listen: ListenStream= and SocketGroup= in segspool.socket"
+            }
+        }
     } else {
         ""
     }
@@ -87,7 +100,6 @@ fn cannot_be_made(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied
-            | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::NotFound
             | io::ErrorKind::NotADirectory
             | io::ErrorKind::AlreadyExists
@@ -108,4 +120,41 @@ pub(super) fn variables() -> Result<Vec<(String, String)>, config::Error> {
         },
     );
     texts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_under_the_unit_is_told_by_the_setting_of_the_unit() {
+        let open = |kind: io::ErrorKind| Error::Open {
+            data_dir: PathBuf::from("/srv/spool"),
+            error: OpenError::Io(kind.into()),
+        };
+        let listen = |address: &str| {
+            let address = address.parse().expect("an address");
+            let error = io::ErrorKind::PermissionDenied.into();
+            Error::Bind(BindError::Listen { address, error })
+        };
+        let (tcp, unix) = (listen("127.0.0.1:80"), listen("unix:/run/a.sock"));
+        for (error, code, said) in [
+            (
+                open(io::ErrorKind::ReadOnlyFilesystem),
+                EX_CANTCREAT,
+                "ReadWritePaths=",
+            ),
+            (
+                open(io::ErrorKind::PermissionDenied),
+                EX_CANTCREAT,
+                "this user may make",
+            ),
+            (tcp, EX_UNAVAILABLE, "a port above 1023"),
+            (unix, EX_UNAVAILABLE, "SocketGroup="),
+        ] {
+            let (found, remedy) = judge(&error);
+            assert_eq!(found, code, "{error}");
+            assert!(remedy.contains(said), "{error}: {remedy}");
+        }
+    }
 }

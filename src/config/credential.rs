@@ -9,19 +9,29 @@ use std::path::{Path, PathBuf};
 /// The variable with the directory.
 const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 const SCHEME: &str = "credential:";
+/// The directory that segspool.service lists.
+pub const CREDENTIALS: &str = "/etc/segspool/credentials";
 /// What systemd puts before the name of each file of the directory that segspool.service lists.
 const OF_DIRECTORY: &str = "segspool_";
 
-/// The file that a setting names.
-///
-/// # Errors
-/// It names a credential, and none of that name was handed over.
-pub(super) fn file(named: &Path) -> Result<PathBuf, String> {
-    find(named, env::var_os(DIRECTORY).map(PathBuf::from).as_deref())
+/// Where systemd has put what it hands over; none where it has handed over nothing, as to whoever is not a unit.
+#[must_use]
+pub fn credentials_handed_over() -> Option<PathBuf> {
+    env::var_os(DIRECTORY).map(PathBuf::from)
 }
 
-fn find(named: &Path, directory: Option<&Path>) -> Result<PathBuf, String> {
-    let Some(name) = named.to_str().and_then(|text| text.strip_prefix(SCHEME)) else {
+/// The name of the credential that a setting names; none where it is a path.
+#[must_use]
+pub fn credential_name(setting: &str) -> Option<&str> {
+    setting.strip_prefix(SCHEME)
+}
+
+/// The file that a setting names. Credentials are looked for in `directory`.
+///
+/// # Errors
+/// It names a credential, and none of that name is there.
+pub(super) fn file(named: &Path, directory: Option<&Path>) -> Result<PathBuf, String> {
+    let Some(name) = named.to_str().and_then(credential_name) else {
         return Ok(named.to_owned());
     };
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
@@ -30,14 +40,17 @@ fn find(named: &Path, directory: Option<&Path>) -> Result<PathBuf, String> {
     let directory = directory.ok_or_else(|| {
         format!("systemd has handed over no credentials: ${DIRECTORY} is not set")
     })?;
-    let candidates = [name.to_owned(), format!("{OF_DIRECTORY}{name}")];
-    let mut files = candidates.iter().map(|name| directory.join(name));
-    files.find(|file| file.exists()).ok_or_else(|| {
-        format!(
-            "systemd has handed over no credential `{name}`: put the file {name} into /etc/segspool/credentials, or list it with \
-             LoadCredential="
-        )
-    })
+    for candidate in [name, &format!("{OF_DIRECTORY}{name}")] {
+        let file = directory.join(candidate);
+        let is_there = file.try_exists();
+        if is_there.map_err(|e| format!("failed to look into {}: {e}", directory.display()))? {
+            return Ok(file);
+        }
+    }
+    Err(format!(
+        "there is no credential `{name}` in {}: put the file {name} into {CREDENTIALS}, or list it with LoadCredential=",
+        directory.display()
+    ))
 }
 
 #[cfg(test)]
@@ -59,13 +72,13 @@ mod tests {
             ("credential:../token", Err("`../token` is no name")),
             ("credential:..", Err("`..` is no name")),
         ] {
-            match (find(Path::new(named), Some(dir.path())), expected) {
+            match (file(Path::new(named), Some(dir.path())), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{named}"),
                 (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
                 (found, expected) => panic!("{named}: {found:?}, not {expected:?}"),
             }
         }
-        let none = find(Path::new("credential:token"), None).expect_err("there is no directory");
+        let none = file(Path::new("credential:token"), None).expect_err("there is no directory");
         assert!(none.contains("CREDENTIALS_DIRECTORY is not set"), "{none}");
     }
 }

@@ -28,6 +28,7 @@ use crate::profiles;
 use crate::queue;
 use crate::server::{AdminConfig, AdminToken, IngestConfig};
 
+pub use credential::{CREDENTIALS, credential_name, credentials_handed_over};
 pub use source::{Setting, Source};
 pub use webhook::{ReceiverConfig, WebhookConfig};
 
@@ -233,16 +234,19 @@ impl Config {
         file: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, Error> {
-        Config::load_explained(file, variables).map(|(config, _)| config)
+        let credentials = credentials_handed_over();
+        let loaded = Config::load_explained(file, variables, credentials.as_deref());
+        loaded.map(|(config, _)| config)
     }
 
-    /// As [`Config::load`], with every setting and where it comes from.
+    /// As [`Config::load`], with every setting and where it comes from. What is named `credential:NAME` is looked for in `credentials`.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn load_explained(
         file: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
+        credentials: Option<&Path>,
     ) -> Result<(Config, Vec<Setting>), Error> {
         let (mut table, mut sources) = match file {
             Some(path) => read_file(path)?,
@@ -262,8 +266,8 @@ impl Config {
             line: None,
             message: e.message().to_owned(),
         })?;
-        config.find_files(&sources)?;
-        config.read_secrets(&sources)?;
+        config.find_files(&sources, credentials)?;
+        config.read_secrets(&sources, credentials)?;
         config.check().map_err(|broken| Error::Range {
             source: sources.find(&broken.at).cloned(),
             key: broken.key,
@@ -297,7 +301,7 @@ impl Config {
     }
 
     /// Finds the credentials among the files that others read.
-    fn find_files(&mut self, sources: &Sources) -> Result<(), Error> {
+    fn find_files(&mut self, sources: &Sources, credentials: Option<&Path>) -> Result<(), Error> {
         let oauth = self.segment.oauth.as_mut().map(|oauth| {
             let key = "segment.oauth.private_key_file";
             (key, &mut oauth.private_key_file)
@@ -311,7 +315,7 @@ impl Config {
         });
         let tls = tls.filter_map(|(key, path)| Some((key, path.as_mut()?)));
         for (key, path) in oauth.into_iter().chain(tls) {
-            *path = credential::file(path).map_err(|message| Error::Named {
+            *path = credential::file(path, credentials).map_err(|message| Error::Named {
                 source: sources.find(key).cloned(),
                 key,
                 path: path.clone(),
@@ -321,7 +325,7 @@ impl Config {
         Ok(())
     }
 
-    fn read_secrets(&mut self, sources: &Sources) -> Result<(), Error> {
+    fn read_secrets(&mut self, sources: &Sources, credentials: Option<&Path>) -> Result<(), Error> {
         let wrong = |at: &str, key: &'static str, path: &Path, message: String| Error::Named {
             source: sources.find(at).cloned(),
             key,
@@ -329,7 +333,8 @@ impl Config {
             message,
         };
         let read = |at: &str, key: &'static str, path: &Path| {
-            let file = credential::file(path).map_err(|message| wrong(at, key, path, message))?;
+            let file = credential::file(path, credentials);
+            let file = file.map_err(|message| wrong(at, key, path, message))?;
             let content = fs::read_to_string(file);
             // The white space around it is an editor's.
             let content = content.map(|content| content.trim().to_owned());

@@ -124,6 +124,8 @@ pub struct Salvaged<'a> {
     pub lane: &'a LaneName,
     /// Whether it is settled: delivered, or a dead letter.
     pub is_settled: bool,
+    /// Whether it lies in quarantine, where nobody knows whether it is settled.
+    pub in_quarantine: bool,
     /// Its bytes.
     pub event: &'a [u8],
 }
@@ -390,6 +392,7 @@ impl Examiner<'_> {
             (self.take)(Salvaged {
                 lane: name,
                 is_settled,
+                in_quarantine: exam.in_quarantine,
                 event,
             })?;
         }

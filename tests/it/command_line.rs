@@ -365,6 +365,7 @@ fn check_config_prints_every_setting_with_its_source_and_no_secret() {
         assert!(line.ends_with(&source), "{line}");
     }
     assert_eq!(out.matches("[[webhook]]\n").count(), 2, "{out}");
+    assert!(!out.contains("redentials"), "there are none: {out}");
     // It is a configuration itself.
     out.parse::<toml::Table>().expect("TOML");
 }
@@ -399,6 +400,12 @@ fn check_config_names_file_line_key_and_remedy_and_exits_with_78() {
             "[admin]\n\ntoken_file = \"/nowhere\"\n",
             None,
             "config.toml:3: admin.token_file: /nowhere: No such file",
+        ),
+        // Nobody hands over credentials here.
+        (
+            "[admin]\ntoken_file = \"credential:no-such-credential\"\n",
+            None,
+            "no-such-credential: there is no credential `no-such-credential` in /etc/segspool/credentials",
         ),
         (
             "[[webhook]]\nname = \"a\"\nurls = [\"http://h/\"]\n[[webhook]]\nname = \"b\"\nurls = []\n",

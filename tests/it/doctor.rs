@@ -134,6 +134,47 @@ async fn what_is_salvaged_can_be_posted_again_and_arrives_under_its_own_ids_and_
     }
 }
 
+/// A remedy for a volume in quarantine that salvaged what waits as well would have had all of that delivered twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_quarantine_can_be_salvaged_without_what_the_daemon_still_delivers() {
+    let (dir, out) = (spool(), spool());
+    backlog(dir.path(), async |relay| {
+        relay.stop().await;
+    })
+    .await;
+    let volume = volume(dir.path());
+    let quarantine = dir.path().join("quarantine");
+    let name = volume.file_name().expect("a number");
+    fs::rename(&volume, quarantine.join(name)).expect("moved");
+    let summary = volume.with_extension("summary");
+    let moved = quarantine.join(summary.file_name().expect("a name"));
+    fs::rename(&summary, moved).expect("moved");
+
+    let segment = segment().await;
+    segment.down().await;
+    let mut relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    relay.track("KEY-ONE", &ids("waits", 0..15)).await;
+    relay.stop().await;
+    let file = out.path().join("events.ndjson");
+    let path = file.to_str().expect("text");
+    let (code, exam) = examine(dir.path(), &["--salvage", path, "--quarantine-only"]);
+    assert_eq!(code, 65, "{exam}");
+    let salvaged = fs::read_to_string(&file).expect("text");
+    let named = |id: &String| format!("\"messageId\":\"{id}\"");
+    for id in ids("one", 0..30).iter().chain(&ids("two", 0..20)) {
+        assert_eq!(salvaged.matches(&named(id)).count(), 1, "{id}");
+    }
+    assert!(!salvaged.contains("\"waits"), "{salvaged}");
+
+    let dir = dir.path().to_str().expect("text");
+    for args in [
+        &[dir, "--quarantine-only"][..],
+        &[dir, "--salvage", path, "--quarantine-only", "--all"],
+    ] {
+        assert_eq!(doctor(args).status.code(), Some(64), "{args:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_told_and_what_lies_around_it_is_salvaged() {
     let (dir, out) = (spool(), spool());

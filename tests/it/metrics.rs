@@ -100,7 +100,9 @@ async fn both_formats_tell_what_happened_and_nothing_secret() {
     for (name, expected) in [
         ("segspool_ingest_events_total", 33.0),
         ("segspool_ingest_rejected_events_total", 1.0),
+        ("segspool_ingest_accepting", 1.0),
         ("segspool_queue_events", 2.0),
+        ("segspool_queue_disk_full", 0.0),
         ("segspool_dead_letters", 2.0),
         ("segspool_lanes{state=\"held\"}", 1.0),
         ("segspool_lanes{state=\"idle\"}", 2.0),

@@ -208,7 +208,13 @@ fn of_process(readings: &Readings<'_>) -> Vec<Family> {
 
 fn of_ingest(snapshot: &Snapshot) -> Vec<Family> {
     let ingest = &snapshot.ingest;
-    [
+    let accepting = Family::one(
+        Kind::Gauge,
+        "segspool_ingest_accepting",
+        u64::from(ingest.accepting),
+        "1 while events are accepted; 0 while the queue or the disk is full, and once the daemon stops",
+    );
+    let counters = [
         (
             "segspool_ingest_requests",
             ingest.requests,
@@ -250,8 +256,8 @@ fn of_ingest(snapshot: &Snapshot) -> Vec<Family> {
             "Reports of analytics.js on itself, which are discarded",
         ),
     ]
-    .map(|(name, value, help)| Family::one(Kind::Counter, name, value, help))
-    .into()
+    .map(|(name, value, help)| Family::one(Kind::Counter, name, value, help));
+    [accepting].into_iter().chain(counters).collect()
 }
 
 fn of_queue(readings: &Readings<'_>) -> Vec<Family> {
@@ -281,6 +287,11 @@ fn of_queue(readings: &Readings<'_>) -> Vec<Family> {
             "segspool_queue_free_disk_bytes",
             queue.free_disk_bytes.number(),
             "What the file system of the queue has left",
+        ),
+        (
+            "segspool_queue_disk_full",
+            u64::from(queue.disk_is_full).number(),
+            "1 while the disk itself is full, so that nothing is accepted however little the queue takes",
         ),
         (
             "segspool_queue_volumes",
