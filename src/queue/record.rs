@@ -7,6 +7,8 @@
 //! Numbers are little-endian. The checksum covers the header before it and the payload as stored. Decoding trusts
 //! nothing: whatever the bytes are, it answers with a record or an error, and allocates no more than [`RAW_BYTES_MAX`].
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 /// A record is closed once it holds this much: above 32 KiB zstd gains little, below it loses much.
@@ -234,13 +236,25 @@ impl Unpacked {
     }
 }
 
+thread_local! {
+    /// Making one for each frame would take longer than unpacking it.
+    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Unpacks a frame.
 pub(super) fn unpack(frame: &[u8]) -> Result<Unpacked, Damaged> {
     let header = Header::of(frame)?;
     let payload = &frame[HEADER_BYTES..];
     let raw = match header.codec {
         CODEC_PLAIN => payload.to_vec(),
-        CODEC_ZSTD => zstd::bulk::decompress(payload, header.raw_len)
+        CODEC_ZSTD => UNPACKER
+            .with_borrow_mut(|unpacker| {
+                let unpacker = match unpacker {
+                    Some(unpacker) => unpacker,
+                    none => none.insert(zstd::bulk::Decompressor::new()?),
+                };
+                unpacker.decompress(payload, header.raw_len)
+            })
             .map_err(|_| Damaged("its payload does not unpack"))?,
         _ => return Err(Damaged("its codec is not known")),
     };
