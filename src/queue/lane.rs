@@ -53,6 +53,13 @@ impl Extent {
     }
 }
 
+impl Extent {
+    /// The events' bytes of a record, on average.
+    pub(super) fn mean_record_bytes(&self) -> u64 {
+        self.bytes / self.records.max(1)
+    }
+}
+
 /// A record as a delivery loop gets it: only the events that were not settled before.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -305,6 +312,13 @@ impl Lane {
     pub(super) fn publish(&self, volume: VolumeNumber, extent: &Extent) {
         self.state().add(volume, extent);
         self.published.notify_one();
+    }
+
+    /// Whether nothing has been read, settled or dropped of what it has in a volume, which is so many events.
+    pub(super) fn is_unread(&self, volume: VolumeNumber, events: u64) -> bool {
+        let state = self.state();
+        let extent = state.extents.iter().find(|e| e.volume == volume);
+        extent.is_some_and(|extent| extent.events == events)
     }
 
     /// What has not been read yet.

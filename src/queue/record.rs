@@ -221,6 +221,16 @@ pub(super) struct Unpacked {
 }
 
 impl Unpacked {
+    /// The events in order.
+    pub(super) fn events(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let event = &self.bytes[start..*end as usize];
+            start = *end as usize;
+            event
+        })
+    }
+
     /// A part of the events, with their ends counted from its own beginning. None where there are not so many.
     pub(super) fn part(mut self, events: std::ops::Range<usize>) -> Option<Unpacked> {
         let end = |index: usize| match index.checked_sub(1) {

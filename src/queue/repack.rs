@@ -1,12 +1,19 @@
-//! Repacking: the thread that gives back the disk which a lane in trouble keeps from the others.
+//! Repacking: the thread that gives back the disk which a lane in trouble keeps from the others, or which many small records waste.
 //!
-//! A volume is deleted whole, so one lane that is held pins all that the others have been delivered of. Where little of a sealed
-//! volume still waits, a copy is made that lacks the lanes which have passed it, and takes its place under the same number. What
-//! is kept is kept as it is stored: same records, same positions. A lane is left out only once the cursors *on disk* have passed
-//! all it has in the volume, so no later process can miss it.
+//! A volume is deleted whole, so one lane that is held pins all that the others have been delivered of. And a record of one event takes
+//! several times what the event takes in a full one. Where little of a sealed volume still waits, or its records are small, a copy is
+//! made that takes its place under the same number:
+//!
+//! - It lacks the lanes which have passed the volume. A lane is left out only once the cursors *on disk* have passed all it has in the
+//!   volume, so no later process can miss it.
+//! - Neighbouring small records of a lane become full ones, at the position of the first of each. Only where nothing of the lane's was
+//!   read or settled and none of it is a dead letter, so that nobody knows an event by its place in a record that is gone.
+//! - What else is kept is kept as it is stored: same records, same positions.
+//!
+//! A volume of small records that is still being written, but has rested, is sealed for it.
 //!
 //! A crash at any moment leaves the volume whole. The copy, `<number>.repacked/`, is durable before anything else changes; the
-//! summary without the left-out lanes is true of the old volume too; then the old one moves to `<number>.deleted/` and the copy
+//! new summary is true of the old volume too; then the old one moves to `<number>.deleted/` and the copy
 //! into its place. A start that finds a copy and no volume puts it there, and removes any other.
 //!
 //! Never waits for a reader: a volume that is being read is tried again later. Never touches a damaged one.
@@ -21,15 +28,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::Shared;
 use super::files;
 use super::lane::Extent;
-use super::name::LaneName;
-use super::record::{Damaged, Header};
+use super::name::{LaneId, LaneName};
+use super::record::{Damaged, Header, Packer, Run, Unpacked, is_full, unpack};
 use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
 use super::volume::{SUMMARY, Summary, Volume, VolumeNumber, put_name, put_record};
 use super::volumes::REPACKED;
-use super::writer::COMMIT_BYTES;
+use super::writer::{COMMIT_BYTES, IDLE_BYTES, Order};
+use super::{Position, Shared};
 
 /// A backlog that drains is left alone: only where nothing of a volume was settled for so long is it worth copying.
 const REST: Duration = Duration::from_secs(5);
@@ -41,6 +48,13 @@ const FAILED_RETRY_AFTER: Duration = Duration::from_secs(30);
 const COPY_OVERHEAD: u64 = 64 * 1024;
 /// Less than this is not worth a copy.
 const RECLAIM_MIN: u64 = 512 * 1024;
+/// Records that hold fewer bytes of events than this, on average, are small: a quarter of a full one.
+const SMALL_RECORD_BYTES: u64 = 12 * 1024;
+/// What small records are expected to take once they are full ones, as a part of their events' bytes. Analytics JSON takes a sixth.
+const FULL_RECORDS_SHARE: u64 = 4;
+/// Records that were accepted within this time, in ms, may become one. It counts as accepted when the last of them was, so
+/// `retry.max_age` may come so much late.
+const MERGED_WITHIN_MS: u64 = 60_000;
 /// Who waits for room waits no longer than this for one volume.
 const RELIEVED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -151,18 +165,19 @@ enum Round {
 pub(super) struct Repacker {
     shared: Arc<Shared>,
     repacking: Repacking,
-    /// What is known of the volumes of which little is waiting.
+    /// What is known of the volumes that may be worth it.
     seen: HashMap<VolumeNumber, Seen>,
 }
 
-/// A volume of which little is waiting.
+/// A volume that may be worth repacking.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    unsettled: u64,
+    /// How many wait in it, or, while it is written, how many it holds.
+    events: u64,
     next: Next,
 }
 
-/// When a volume is to be looked at, as long as nothing more of it is settled.
+/// When a volume is to be looked at, as long as the number of its events stays what it is.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     /// When it has rested, or at once where the disk is filling.
@@ -206,17 +221,22 @@ impl Repacker {
     fn look(&mut self, round: Round) -> Option<Instant> {
         let shared = Arc::clone(&self.shared);
         let mut volumes = shared.volumes.all();
-        volumes.retain(|v| v.is_sealed() && !v.is_settled() && !v.is_damaged());
+        volumes.retain(|v| !v.is_settled() && !v.is_damaged());
         // The one of which least is left needs least room for its copy.
         volumes.sort_by_key(|v| v.unsettled());
         self.seen
             .retain(|number, _| volumes.iter().any(|v| v.number == *number));
+        let (sealed, active): (Vec<_>, Vec<_>) = volumes.into_iter().partition(|v| v.is_sealed());
         let mut next = Vec::new();
-        for volume in volumes {
+        for volume in active {
+            next.extend(self.seal_if_rested(&volume));
+        }
+        for volume in sealed {
             let is_pressed = round == Round::RoomIsWanted || self.is_pressed();
             let worth = self.worth(is_pressed);
             let unsettled = volume.unsettled();
-            if unsettled > worth.left_at_most(volume.held_events()) {
+            let is_small = volume.mean_record_bytes() < worth.small_record_bytes;
+            if unsettled > worth.left_at_most(volume.held_events()) && !is_small {
                 self.seen.remove(&volume.number);
                 continue;
             }
@@ -240,6 +260,23 @@ impl Repacker {
         next.into_iter().min()
     }
 
+    /// Has a volume sealed that takes much for its small records, and that nothing has been added to for a while. Returns when to look
+    /// whether that is so.
+    fn seal_if_rested(&mut self, volume: &Volume) -> Option<Instant> {
+        if volume.disk_bytes() <= IDLE_BYTES || volume.mean_record_bytes() >= SMALL_RECORD_BYTES {
+            // The writer wakes this thread when it has become large.
+            return None;
+        }
+        let due = self.due(volume, volume.held_events(), false)?;
+        if due <= Instant::now() {
+            // When the writer is too busy to take it, it has not rested.
+            let _ = self.shared.orders.try_send(Order::Seal(volume.number));
+            self.seen.remove(&volume.number);
+            return Some(Instant::now() + REST);
+        }
+        Some(due)
+    }
+
     fn is_pressed(&self) -> bool {
         let used = self.shared.volumes.disk_bytes();
         used / 3 > self.shared.capacity.bound(used) / 4
@@ -253,14 +290,14 @@ impl Repacker {
         }
     }
 
-    /// When a volume is to be judged; never, as far as that is known.
-    fn due(&mut self, volume: &Volume, unsettled: u64, is_pressed: bool) -> Option<Instant> {
+    /// When a volume with so many events is to be judged; never, as far as that is known.
+    fn due(&mut self, volume: &Volume, events: u64, is_pressed: bool) -> Option<Instant> {
         let fresh = Seen {
-            unsettled,
+            events,
             next: Next::RestedAt(Instant::now() + REST),
         };
         let seen = self.seen.entry(volume.number).or_insert(fresh);
-        if seen.unsettled != unsettled {
+        if seen.events != events {
             *seen = fresh;
         }
         let is_hurried = is_pressed || self.repacking == Repacking::Always;
@@ -304,7 +341,8 @@ impl Repacker {
                 Next::Never
             }
         };
-        self.seen.insert(volume.number, Seen { unsettled, next });
+        let events = unsettled;
+        self.seen.insert(volume.number, Seen { events, next });
         match next {
             Next::At(at) => Some(at),
             Next::RestedAt(_) | Next::UnderPressure | Next::Never => None,
@@ -317,20 +355,24 @@ struct Worth {
     /// The share of what a volume takes, in eighths.
     eighths: u64,
     bytes: u64,
+    /// Records below this become full ones.
+    small_record_bytes: u64,
 }
 
 impl Worth {
     const AT_REST: Worth = Worth {
         eighths: 4,
         bytes: RECLAIM_MIN,
+        small_record_bytes: SMALL_RECORD_BYTES,
     };
     const UNDER_PRESSURE: Worth = Worth {
         eighths: 1,
-        bytes: RECLAIM_MIN,
+        ..Worth::AT_REST
     };
     const ANY: Worth = Worth {
         eighths: 0,
         bytes: 0,
+        small_record_bytes: u64::MAX,
     };
 
     /// How many of a volume's events may be waiting.
@@ -343,7 +385,7 @@ impl Worth {
     }
 }
 
-/// Puts a copy in a volume's place that lacks the lanes which have passed it.
+/// Puts a copy in a volume's place that lacks the lanes which have passed it, and has full records in the place of small ones.
 fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, StoreError> {
     let Some(summary) = files::load::<Summary>(&volume.summary_path(), SUMMARY)? else {
         // Writing it failed when the volume was sealed.
@@ -354,11 +396,20 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
         lane.is_some_and(|lane| lane.cursor().position > extent.last)
     };
     let (passed, kept): (Vec<_>, Vec<_>) = summary.lanes.into_iter().partition(has_passed);
-    if passed.is_empty() {
+    let kept = kept.into_iter().map(|(name, extent)| Kept {
+        is_merged: extent.mean_record_bytes() < worth.small_record_bytes
+            && is_untouched(shared, volume, &name, &extent),
+        name,
+        extent,
+    });
+    let kept: Vec<_> = kept.collect();
+    if passed.is_empty() && !kept.iter().any(|lane| lane.is_merged) {
         return Ok(Outcome::NotWorthIt);
     }
     let disk_bytes = volume.measure();
-    let copy_bytes = COPY_OVERHEAD + share(disk_bytes, bytes(&kept), bytes(&kept) + bytes(&passed));
+    let all: u64 = kept.iter().map(|lane| lane.extent.bytes).sum::<u64>() + bytes(&passed);
+    let expected = kept.iter().map(|lane| lane.expected_bytes(disk_bytes, all));
+    let copy_bytes = COPY_OVERHEAD + expected.sum::<u64>();
     if !worth.is_reached(disk_bytes, disk_bytes.saturating_sub(copy_bytes)) {
         return Ok(Outcome::NotWorthIt);
     }
@@ -369,19 +420,56 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
     if !passed.iter().all(is_saved) || !has_room(shared, copy_bytes) {
         return Ok(Outcome::NotNow);
     }
-    let Some(copy) = Copy::of(shared, volume, &kept)? else {
+    let Some(mut copy) = Copy::of(shared, volume, &kept)? else {
         return Ok(Outcome::NotNow);
     };
+    // Of small records that cannot be merged, or that do not compress, more than was expected is left.
+    if !worth.is_reached(disk_bytes, disk_bytes.saturating_sub(dir_bytes(&copy.dir))) {
+        return Ok(Outcome::NotWorthIt);
+    }
     let summary = Summary {
-        lanes: kept,
+        lanes: std::mem::take(&mut copy.lanes),
         is_repacked: true,
     };
-    if !shared.volumes.replace(volume, &copy.dir, &summary)? {
+    let still_fits = || {
+        let mut merged = kept.iter().filter(|lane| lane.is_merged);
+        merged.all(|lane| is_untouched(shared, volume, &lane.name, &lane.extent))
+    };
+    if !shared
+        .volumes
+        .replace(volume, &copy.dir, &summary, still_fits)?
+    {
         return Ok(Outcome::NotNow);
     }
     Ok(Outcome::Reclaimed(
         disk_bytes.saturating_sub(volume.disk_bytes()),
     ))
+}
+
+/// A lane that stays in the copy.
+struct Kept {
+    name: LaneName,
+    extent: Extent,
+    /// Its small records become full ones.
+    is_merged: bool,
+}
+
+impl Kept {
+    /// What it is expected to take in the copy, of a volume that takes `disk_bytes` for `all` bytes of events.
+    fn expected_bytes(&self, disk_bytes: u64, all: u64) -> u64 {
+        let as_it_is = share(disk_bytes, self.extent.bytes, all);
+        match self.is_merged {
+            true => as_it_is.min(self.extent.bytes / FULL_RECORDS_SHARE),
+            false => as_it_is,
+        }
+    }
+}
+
+/// Whether no event of a lane's in a volume is known by its place: none was read, settled or buried.
+fn is_untouched(shared: &Shared, volume: &Volume, name: &LaneName, extent: &Extent) -> bool {
+    let lane = shared.lanes.find(name.id());
+    lane.is_some_and(|lane| lane.is_unread(volume.number, extent.events))
+        && shared.dead_letters.have_none_of(extent.first, extent.last) == Ok(true)
 }
 
 fn has_room(shared: &Shared, copy_bytes: u64) -> bool {
@@ -393,6 +481,7 @@ fn has_room(shared: &Shared, copy_bytes: u64) -> bool {
 struct Copy<'a> {
     shared: &'a Shared,
     dir: PathBuf,
+    lanes: Vec<(LaneName, Extent)>,
 }
 
 impl Copy<'_> {
@@ -401,57 +490,66 @@ impl Copy<'_> {
     fn of<'a>(
         shared: &'a Shared,
         volume: &Volume,
-        lanes: &[(LaneName, Extent)],
+        lanes: &[Kept],
     ) -> Result<Option<Copy<'a>>, StoreError> {
-        let copy = Copy {
+        let mut copy = Copy {
             shared,
             dir: volume.dir().with_added_extension(REPACKED),
+            lanes: Vec::new(),
         };
         copy.remove()?;
         files::create_dir(&copy.dir)?;
         let from = shared.volumes.open_to_copy(volume)?;
         let to = Store::open(&copy.dir, &Barrier::synced())?;
-        for (name, extent) in lanes {
-            if !copy.lane(volume, &from, &to, name, extent)? {
+        for lane in lanes {
+            let Some(extent) = copy.lane(volume, &from, &to, lane)? else {
                 return Ok(None);
-            }
+            };
+            copy.lanes.push((lane.name.clone(), extent));
         }
         Ok(Some(copy))
     }
 
-    /// Copies one lane. Returns false where the queue is closed meanwhile.
+    /// Copies one lane. Returns what it has in the copy; none where the queue is closed meanwhile.
     fn lane(
         &self,
         volume: &Volume,
         from: &Store,
         to: &Store,
-        name: &LaneName,
-        extent: &Extent,
-    ) -> Result<bool, StoreError> {
-        let mut changes = Changes::default();
-        put_name(&mut changes, name)?;
-        let (mut copied, mut result) = (Counted::default(), Ok(()));
-        let (lane, stopping) = (name.id(), || self.shared.repacker.is_stopping());
-        volume.frames(from, lane, extent.first, extent.last, |position, frame| {
-            match Header::of(frame) {
-                Ok(header) => copied.add(&header),
-                Err(Damaged(why)) => result = Err(corrupt(why)),
-            }
-            put_record(&mut changes, lane, position, frame);
-            if result.is_ok() && changes.bytes() >= COMMIT_BYTES {
-                result = self.commit(to, std::mem::take(&mut changes));
-            }
-            result.is_ok() && !stopping()
-        })?;
+        lane: &Kept,
+    ) -> Result<Option<Extent>, StoreError> {
+        let extent = &lane.extent;
+        let mut writing = Writing::new(lane.name.id(), lane.is_merged)?;
+        put_name(&mut writing.changes, &lane.name)?;
+        let (mut result, stopping) = (Ok(()), || self.shared.repacker.is_stopping());
+        volume.frames(
+            from,
+            lane.name.id(),
+            extent.first,
+            extent.last,
+            |position, frame| {
+                result = match writing.add(position, frame) {
+                    Ok(()) if writing.changes.bytes() >= COMMIT_BYTES => {
+                        self.commit(to, std::mem::take(&mut writing.changes))
+                    }
+                    added => added,
+                };
+                result.is_ok() && !stopping()
+            },
+        )?;
         result?;
         if stopping() {
-            return Ok(false);
+            return Ok(None);
         }
-        self.commit(to, changes)?;
-        if copied != Counted::of(extent) {
+        writing.end_record();
+        self.commit(to, std::mem::take(&mut writing.changes))?;
+        if (writing.events, writing.bytes) != (extent.events, extent.bytes) {
             return Err(corrupt("it does not hold what its summary says"));
         }
-        Ok(true)
+        Ok(Some(Extent {
+            records: writing.records,
+            ..*extent
+        }))
     }
 
     fn commit(&self, to: &Store, changes: Changes) -> Result<(), StoreError> {
@@ -477,27 +575,88 @@ impl Drop for Copy<'_> {
     }
 }
 
-/// What was found of a lane.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counted {
+/// A lane on its way into the copy.
+struct Writing {
+    lane: LaneId,
+    changes: Changes,
     records: u64,
     events: u64,
     bytes: u64,
+    /// Where small records become full ones.
+    merging: Option<Merging>,
 }
 
-impl Counted {
-    fn of(extent: &Extent) -> Counted {
-        Counted {
-            records: extent.records,
-            events: extent.events,
-            bytes: extent.bytes,
-        }
+/// The record that small ones become.
+struct Merging {
+    packer: Packer,
+    run: Run,
+    /// Of the first of them.
+    position: Position,
+    /// When the first and the last of them were accepted, in Unix ms.
+    accepted_at_ms: (i64, i64),
+}
+
+impl Writing {
+    fn new(lane: LaneId, is_merged: bool) -> io::Result<Writing> {
+        let merging = || {
+            Ok::<_, io::Error>(Merging {
+                packer: Packer::new()?,
+                run: Run::default(),
+                position: 0,
+                accepted_at_ms: (0, 0),
+            })
+        };
+        Ok(Writing {
+            lane,
+            changes: Changes::default(),
+            records: 0,
+            events: 0,
+            bytes: 0,
+            merging: is_merged.then(merging).transpose()?,
+        })
     }
 
-    fn add(&mut self, header: &Header) {
-        self.records += 1;
+    /// Adds a record of the original.
+    fn add(&mut self, position: Position, frame: &[u8]) -> Result<(), StoreError> {
+        let header = Header::of(frame).map_err(|Damaged(why)| corrupt(why))?;
         self.events += u64::from(header.events);
         self.bytes += header.bytes;
+        let Some(merging) = &self.merging else {
+            put_record(&mut self.changes, self.lane, position, frame);
+            self.records += 1;
+            return Ok(());
+        };
+        let unpacked = unpack(frame).map_err(|Damaged(why)| corrupt(why))?;
+        let waited = unpacked.accepted_at_ms.abs_diff(merging.accepted_at_ms.0);
+        if is_full(merging.run.byte_len(), unpacked.bytes.len()) || waited > MERGED_WITHIN_MS {
+            self.end_record();
+        }
+        if let Some(merging) = &mut self.merging {
+            merging.add(position, &unpacked);
+        }
+        Ok(())
+    }
+
+    /// Puts the record down that small ones have become.
+    fn end_record(&mut self) {
+        let merging = self.merging.as_mut().filter(|m| !m.run.is_empty());
+        let Some(merging) = merging else { return };
+        let (position, (_, accepted_at_ms)) = (merging.position, merging.accepted_at_ms);
+        let frame = merging.packer.pack(merging.run.iter(), accepted_at_ms);
+        merging.run.clear();
+        put_record(&mut self.changes, self.lane, position, &frame.bytes);
+        self.records += 1;
+    }
+}
+
+impl Merging {
+    fn add(&mut self, position: Position, record: &Unpacked) {
+        if self.run.is_empty() {
+            self.position = position;
+            self.accepted_at_ms.0 = record.accepted_at_ms;
+        }
+        self.accepted_at_ms.1 = record.accepted_at_ms;
+        record.events().for_each(|event| self.run.push(event));
     }
 }
 

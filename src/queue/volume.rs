@@ -48,6 +48,14 @@ impl Summary {
     }
 }
 
+/// What a volume holds.
+#[derive(Debug, Default)]
+struct Held {
+    records: AtomicU64,
+    events: AtomicU64,
+    bytes: AtomicU64,
+}
+
 /// One volume.
 #[derive(Debug)]
 pub(super) struct Volume {
@@ -63,8 +71,8 @@ pub(super) struct Volume {
     damaged: AtomicBool,
     /// How many of its events are not settled.
     unsettled: AtomicU64,
-    /// How many events it holds, once it is sealed.
-    held: AtomicU64,
+    /// What it holds, settled or not.
+    held: Held,
     disk_bytes: AtomicU64,
 }
 
@@ -81,7 +89,7 @@ impl Volume {
             quarantined: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             unsettled: AtomicU64::new(0),
-            held: AtomicU64::new(0),
+            held: Held::default(),
         }
     }
 
@@ -102,7 +110,7 @@ impl Volume {
         reserve: &Reserve,
     ) -> Result<Summary, StoreError> {
         if let Ok(Some(summary)) = files::load::<Summary>(&self.summary_path(), SUMMARY) {
-            self.hold_events(summary.events());
+            self.hold(&summary);
             return Ok(summary);
         }
         let store = reserve.with_room(|| self.open(barrier))?;
@@ -155,13 +163,34 @@ impl Volume {
         self.unsettled.load(Ordering::Acquire)
     }
 
-    /// How many events it holds, settled or not; 0 as long as it is not sealed.
+    /// How many events it holds, settled or not.
     pub(super) fn held_events(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
+        self.held.events.load(Ordering::Relaxed)
     }
 
-    pub(super) fn hold_events(&self, events: u64) {
-        self.held.store(events, Ordering::Relaxed);
+    /// The events' bytes of a record in it, on average.
+    pub(super) fn mean_record_bytes(&self) -> u64 {
+        let records = self.held.records.load(Ordering::Relaxed);
+        self.held.bytes.load(Ordering::Relaxed) / records.max(1)
+    }
+
+    /// Notes a record that was written to it.
+    pub(super) fn hold_more(&self, extent: &Extent) {
+        self.held
+            .records
+            .fetch_add(extent.records, Ordering::Relaxed);
+        self.held.events.fetch_add(extent.events, Ordering::Relaxed);
+        self.held.bytes.fetch_add(extent.bytes, Ordering::Relaxed);
+    }
+
+    /// Notes what it holds.
+    pub(super) fn hold(&self, summary: &Summary) {
+        let sum = |part: fn(&Extent) -> u64| summary.lanes.iter().map(|(_, e)| part(e)).sum();
+        self.held
+            .records
+            .store(sum(|e| e.records), Ordering::Relaxed);
+        self.held.events.store(sum(|e| e.events), Ordering::Relaxed);
+        self.held.bytes.store(sum(|e| e.bytes), Ordering::Relaxed);
     }
 
     /// Whether every event in it is settled.
@@ -224,7 +253,7 @@ impl Volume {
             warn!(volume = self.number, %error, "failed to write a volume's summary");
         }
         self.measure();
-        self.hold_events(summary.events());
+        self.hold(summary);
         self.sealed.store(true, Ordering::Release);
     }
 

@@ -268,8 +268,8 @@ impl Volumes {
         files::sync(&self.dir)
     }
 
-    /// Puts the copy in `dir`, which is durable, in a volume's place. Returns false where somebody is reading the volume, or it has
-    /// gone.
+    /// Puts the copy in `dir`, which is durable, in a volume's place. Returns false where somebody is reading the volume, it has
+    /// gone, or, now that nobody can begin to read it, the copy is not `still_fit`.
     ///
     /// # Errors
     /// The disk's. The volume is whole all the same.
@@ -278,15 +278,16 @@ impl Volumes {
         volume: &Volume,
         dir: &Path,
         summary: &Summary,
+        still_fit: impl FnOnce() -> bool,
     ) -> io::Result<bool> {
         self.close(volume);
         let Some(_shut) = volume.shut()? else {
             return Ok(false);
         };
-        if self.get(volume.number).is_none() || volume.is_damaged() {
+        if self.get(volume.number).is_none() || volume.is_damaged() || !still_fit() {
             return Ok(false);
         }
-        // True of both: nobody will look for what it leaves out.
+        // True of both: nobody will look for what it leaves out, and nobody counts records.
         files::save(&volume.summary_path(), SUMMARY, summary)?;
         let old = volume.dir().with_added_extension("deleted");
         fs::rename(volume.dir(), &old)?;
@@ -297,7 +298,7 @@ impl Volumes {
         }
         self.note_copy(0);
         volume.measure();
-        volume.hold_events(summary.events());
+        volume.hold(summary);
         files::sync(&self.dir)?;
         fs::remove_dir_all(&old)?;
         files::sync(&self.dir)?;

@@ -22,7 +22,7 @@ use super::name::LaneId;
 use super::parcel::Parcel;
 use super::record::{Frame, Packer, Run, is_full};
 use super::store::{Changes, Store, StoreError};
-use super::volume::{Summary, Volume, put_name, put_record};
+use super::volume::{Summary, Volume, VolumeNumber, put_name, put_record};
 use super::{AppendError, Shared, now_ms};
 
 /// Requests that may wait for the next group. Their bodies are bounded by the listener; this bounds their number.
@@ -48,6 +48,8 @@ pub(super) enum Order {
     },
     /// Seal the active volume if all of it is settled.
     SealIfSettled,
+    /// Seal the active volume if it is that one.
+    Seal(VolumeNumber),
     /// Seal the active volume and end.
     Close,
 }
@@ -117,6 +119,7 @@ impl Writer {
                     }
                 }
                 Some(Order::SealIfSettled) => self.seal_if_settled(),
+                Some(Order::Seal(number)) => self.seal_if(number),
                 Some(Order::Close) | None => break,
             }
         }
@@ -143,6 +146,8 @@ impl Writer {
             match self.orders.try_recv() {
                 Ok(Order::Append { parcels, reply }) => group.add(self, parcels, reply),
                 Ok(Order::SealIfSettled) => sealing = true,
+                // It is written to: let it rest first.
+                Ok(Order::Seal(_)) => {}
                 Ok(Order::Close) => closing = true,
                 Err(_) => break,
             }
@@ -317,6 +322,16 @@ impl Writer {
         }
     }
 
+    fn seal_if(&mut self, number: VolumeNumber) {
+        if self
+            .active
+            .as_ref()
+            .is_some_and(|a| a.volume.number == number)
+        {
+            self.seal();
+        }
+    }
+
     /// Ends the active volume's writing; the next group begins a new one.
     fn seal(&mut self) {
         let Some(active) = self.active.take_if(|a| !a.volume.is_quarantined()) else {
@@ -357,6 +372,7 @@ impl Active {
                 .and_modify(|(_, e)| e.extend(extent))
                 .or_insert_with(|| (Arc::clone(lane), *extent));
             self.volume.add(extent.events);
+            self.volume.hold_more(extent);
             lane.publish(self.volume.number, extent);
         }
     }

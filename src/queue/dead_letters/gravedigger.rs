@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use super::letter::{DeadLetter, Filter, LetterId};
 use super::tally::{Group, Tally, letter_bytes};
 use super::{BuryError, Counts, Order, Portion, RecordPlace, Unavailable, now_ms};
+use crate::queue::Position;
 use crate::queue::cursors::SavedCursors;
 use crate::queue::files;
 use crate::queue::layout::Layout;
@@ -114,6 +115,9 @@ impl Gravedigger {
                 }
                 Order::Buried { records, reply } => {
                     let _ = reply.send(self.work(|store, _| buried(store, &records)));
+                }
+                Order::HaveNoneOf { first, last, reply } => {
+                    let _ = reply.send(self.work(|store, _| have_none_of(store, first, last)));
                 }
                 Order::Change {
                     removed,
@@ -522,6 +526,15 @@ pub(super) fn buried(store: &Store, records: &[RecordPlace]) -> Result<Vec<Vec<u
         Ok(places)
     };
     records.iter().map(in_record).collect()
+}
+
+fn have_none_of(store: &Store, first: Position, last: Position) -> Result<bool, StoreError> {
+    let (first, last) = (LetterId::of_record(first).0, LetterId::of_record(last).1);
+    let mut none = true;
+    for (first, last) in [(first, last), (first.grave(), last.grave())] {
+        store.scan_keys(&first.0[..]..=&last.0[..], |_| none = false)?;
+    }
+    Ok(none)
 }
 
 /// Copies letters and graves into an empty store.

@@ -137,6 +137,12 @@ enum Order {
         records: Vec<RecordPlace>,
         reply: oneshot::Sender<Result<Vec<Vec<u32>>, Unavailable>>,
     },
+    /// Whether no event of these records is, or was, a dead letter.
+    HaveNoneOf {
+        first: Position,
+        last: Position,
+        reply: oneshot::Sender<Result<bool, Unavailable>>,
+    },
     Change {
         removed: Vec<LetterId>,
         changed: Vec<(LetterId, DeadLetter)>,
@@ -314,6 +320,18 @@ impl DeadLetters {
     pub(super) fn buried(&self, records: Vec<RecordPlace>) -> Result<Vec<Vec<u32>>, Unavailable> {
         let (reply, answer) = oneshot::channel();
         let order = Order::Buried { records, reply };
+        self.orders.blocking_send(order).map_err(|_| Unavailable)?;
+        answer.blocking_recv().unwrap_or(Err(Unavailable))
+    }
+
+    /// Whether no event of the records from `first` to `last` is, or was, a dead letter. Blocks.
+    pub(super) fn have_none_of(
+        &self,
+        first: Position,
+        last: Position,
+    ) -> Result<bool, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        let order = Order::HaveNoneOf { first, last, reply };
         self.orders.blocking_send(order).map_err(|_| Unavailable)?;
         answer.blocking_recv().unwrap_or(Err(Unavailable))
     }
