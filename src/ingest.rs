@@ -205,7 +205,7 @@ impl Ingest {
         Ingest { now, ..self }
     }
 
-    /// Accepts the events of a body. `credentials` is the write key of the request's header, where it has one.
+    /// Accepts the events of a body: [`Ingest::prepare`], then [`Ingest::store`].
     ///
     /// # Errors
     /// A [`Refusal`]: then no event of the request was accepted.
@@ -216,6 +216,22 @@ impl Ingest {
         credentials: Option<WriteKey>,
         body: &[u8],
     ) -> Result<Accepted, Refusal> {
+        let prepared = self.prepare(call, clock, credentials, body)?;
+        self.store(prepared).await
+    }
+
+    /// Decodes, validates and stamps the events of a body, which is not needed afterwards. `credentials` is the write key of the
+    /// request's header, where it has one.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: then no event of the request can be accepted.
+    pub fn prepare(
+        &self,
+        call: Call,
+        clock: Clock,
+        credentials: Option<WriteKey>,
+        body: &[u8],
+    ) -> Result<Prepared, Refusal> {
         let message;
         let decoded = match call {
             Call::Single(kind) => decode_single(kind, body),
@@ -242,13 +258,21 @@ impl Ingest {
             None => envelope.write_key().map_err(rejected)?,
         };
         let stamping = self.stamping(clock, (self.now)());
-        let mut prepared = self.prepare(call, &envelope, key, &stamping)?;
+        let prepared = self.sort(call, &envelope, key, &stamping)?;
         if prepared.accepted == 0 {
             self.reject(prepared.letters);
             let first = prepared.rejected.into_iter().next();
             let first = first.expect("a request without events was rejected when it was decoded");
             return Err(Refusal::Rejected(first.rejection));
         }
+        Ok(prepared)
+    }
+
+    /// Stores what was prepared, and returns once that is as durable as the queue makes it.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: then no event of the request was accepted.
+    pub async fn store(&self, mut prepared: Prepared) -> Result<Accepted, Refusal> {
         let (letters, rejected) = (
             std::mem::take(&mut prepared.letters),
             std::mem::take(&mut prepared.rejected),
@@ -268,7 +292,7 @@ impl Ingest {
     }
 
     /// Validates and stamps every event and sorts them by lane. Changes nothing.
-    fn prepare(
+    fn sort(
         &self,
         call: Call,
         envelope: &Envelope<'_>,
@@ -447,8 +471,9 @@ impl Ingest {
 }
 
 /// A request's events on their way to their lanes.
-#[derive(Default)]
-struct Prepared {
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Prepared {
     rules: Arc<Rules>,
     lanes: HashMap<WriteKey, Run>,
     copies: Copies,
@@ -523,7 +548,7 @@ mod tests {
             let key = WriteKey::new("KEY12345").ok();
             let stamping = ingest.stamping(clock, now);
             let call = Call::Single(Kind::Track);
-            let prepared = ingest.prepare(call, &envelope, key, &stamping);
+            let prepared = ingest.sort(call, &envelope, key, &stamping);
             let prepared = prepared.expect("prepared");
             let run = prepared.lanes.values().next().expect("a lane");
             let event: Value =

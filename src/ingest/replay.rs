@@ -153,7 +153,7 @@ impl Ingest {
         let stamping =
             Stamp::at(accepted_at.unwrap_or_else(|_| Timestamp::now())).with_ids_from(seed);
         let mut prepared = self
-            .prepare(Call::Batch, &envelope, key, &stamping)
+            .sort(Call::Batch, &envelope, key, &stamping)
             .map_err(|refusal| Rejection::new(Code::EventTooLarge, refusal.to_string()))?;
         if id.was_accepted() {
             prepared.copies = Copies::default();

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// What the bodies of all requests under way share, in KiB. A body that finds no room here waits for its turn, in which it may
 /// grow to its cap, packed and unpacked: bodies that arrive together never wait for each other with nobody able to finish.
-const SHARED_KIB: usize = 16 * 1024;
+const SHARED_KIB: usize = 8 * 1024;
 /// The least that a body counts for, in KiB.
 const LEAST_KIB: usize = 16;
 
@@ -80,7 +80,14 @@ pub(super) struct Bodies {
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     bytes: Bytes,
-    _room: Room<'a>,
+    room: Room<'a>,
+}
+
+impl<'a> Held<'a> {
+    /// Lets go of the body, and still counts for as much.
+    pub(super) fn into_room(self) -> Room<'a> {
+        self.room
+    }
 }
 
 impl std::ops::Deref for Held<'_> {
@@ -117,7 +124,7 @@ impl Bodies {
         if !gzip {
             return Ok(Held {
                 bytes: packed,
-                _room: room,
+                room,
             });
         }
         // What it grows to is not known before: the whole cap, for as long as it takes to unpack what is already here.
@@ -126,7 +133,7 @@ impl Bodies {
         let bytes = self.gunzip(&packed)?;
         drop(packed);
         room.shrink(kib(bytes.len()).max(packed_kib));
-        Ok(Held { bytes, _room: room })
+        Ok(Held { bytes, room })
     }
 
     async fn collect<'a>(
@@ -181,7 +188,7 @@ impl Bodies {
 
 /// What a body counts for: its part of what all share, and its turn, once it had to wait for that.
 #[derive(Debug, Default)]
-struct Room<'a> {
+pub(super) struct Room<'a> {
     shared: Option<SemaphorePermit<'a>>,
     turn: Option<Turn<'a>>,
 }

@@ -21,9 +21,9 @@ use crate::ingest::{Accepted, Call, Clock, Ingest, Receiver};
 use crate::profiles::is_profile_path;
 use crate::stats::Stats;
 
-/// The header in which Segment signs what its webhooks post.
 /// What the `User-Agent` of every daemon's calls begins with.
 const OWN_AGENT: &[u8] = concat!(env!("CARGO_PKG_NAME"), "/").as_bytes();
+/// The header in which Segment signs what its webhooks post.
 static SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 
 /// What the ingest listener works with.
@@ -142,23 +142,26 @@ impl IngestListener {
         body: &mut Incoming,
     ) -> Result<Accepted, Error> {
         let credentials = write_key(&head.headers).map_err(Error::Credentials)?;
-        let held;
-        let content = match (call, query(head)) {
-            (Call::Pixel(_), Some(query)) => {
-                body::discard(body).await;
-                query.as_bytes()
-            }
-            (Call::Pixel(_) | Call::Single(_) | Call::Batch, _) => {
-                let read = self.bodies.read(&head.headers, body).await;
-                held = read.map_err(Error::Body)?;
-                &*held
-            }
-        };
         let clock = match peer {
             Peer::Local => Clock::Shared,
             Peer::Remote => Clock::Foreign,
         };
-        let accepted = self.ingest.accept(call, clock, credentials, content).await;
+        let (prepared, room) = match (call, query(head)) {
+            (Call::Pixel(_), Some(query)) => {
+                body::discard(body).await;
+                let content = query.as_bytes();
+                (self.ingest.prepare(call, clock, credentials, content), None)
+            }
+            (Call::Pixel(_) | Call::Single(_) | Call::Batch, _) => {
+                let held = self.bodies.read(&head.headers, body).await;
+                let held = held.map_err(Error::Body)?;
+                let prepared = self.ingest.prepare(call, clock, credentials, &held);
+                // Its events take as much as it did, until they are stored.
+                (prepared, Some(held.into_room()))
+            }
+        };
+        let accepted = self.ingest.store(prepared.map_err(Error::Refused)?).await;
+        drop(room);
         accepted.map_err(Error::Refused)
     }
 
