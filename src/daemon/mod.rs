@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -79,10 +80,13 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Threads that read the queue for delivery. More would wait for the same disk.
+/// Threads that wait for the disk, for delivery above all. More would wait for the same disk.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Runs the daemon until a signal ends it. `load` reads the configuration anew when SIGHUP asks for it.
+///
+/// Delivery has a thread of its own. Among the connections' tasks it would wait for its turn behind each of hundreds of requests, so
+/// that the backlog grew just when there is most to deliver.
 ///
 /// # Errors
 /// It did not start, or a part of it died.
@@ -99,7 +103,23 @@ pub fn run(config: Config, load: Load) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::System)?;
-    runtime.block_on(live(config, activation, load, level, signals))
+    let delivery = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("segspool-deliver")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(Error::System)?;
+    let ended = runtime.block_on(live(
+        config,
+        activation,
+        load,
+        level,
+        signals,
+        delivery.handle(),
+    ));
+    delivery.shutdown_background();
+    ended
 }
 
 /// Finds what would keep [`run`] from starting, as far as that shows without listening or writing anywhere.
@@ -119,6 +139,7 @@ async fn live(
     load: Load,
     level: Level,
     mut signals: Signals,
+    delivery: &Handle,
 ) -> Result<(), Error> {
     let activation = activation.map_err(Error::Bind)?;
     let server = Server::bind(&config.ingest, &config.admin, &config.data_dir, activation)
@@ -175,7 +196,7 @@ async fn live(
         phase: phase.subscribe(),
     };
     let mut serving = server.serve(ingest, queue.clone(), stats, phase.subscribe());
-    let mut delivering = tokio::spawn(deliver.run());
+    let mut delivering = delivery.spawn(deliver.run());
     notify::ready();
     let mut reporting = tokio::spawn(report.run());
 

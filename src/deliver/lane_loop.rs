@@ -5,7 +5,8 @@
 //! that with a concurrency of 1 the order holds throughout. A webhook promises no order and takes one event a call: there an event
 //! that fails lets others pass, and waits by itself once they have shown that it is the event's fault.
 //!
-//! A lane keeps events in memory only while a call is made of them: what waits, for whatever reason, waits on disk.
+//! A lane keeps events in memory only while calls are made of them, and those of one call more: what waits, for whatever reason, waits
+//! on disk.
 
 mod bury;
 
@@ -13,9 +14,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -29,7 +30,7 @@ use super::verdict::{Verdict, verdict};
 use super::{Context, Settings};
 use crate::batch::{Assembler, Batch};
 use crate::ingest::{label, source};
-use crate::queue::{Hand, LaneReader, ReadError, Record};
+use crate::queue::{Hand, LaneReader, ReadError, Reading, Record};
 use crate::stats::{LaneState, LaneStats, Sighting, What};
 
 /// Segment removes an event that it has seen before for at least this long; a later one may be counted twice.
@@ -54,6 +55,8 @@ struct Called {
 }
 
 type Call = BoxFuture<'static, Called>;
+
+type Read = BoxFuture<'static, Result<Reading, ReadError>>;
 
 /// Events that were read for a batch to come, and put back until then.
 #[derive(Debug)]
@@ -131,17 +134,29 @@ impl LaneLoop {
     /// Runs as long as the process delivers.
     pub(super) async fn run(mut self) {
         let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
+        let mut ahead: Option<Read> = None;
         let mut hand = self.reader.lane().hand();
         let mut settings = self.context.settings.subscribe();
         self.obey(*hand.borrow_and_update());
         loop {
             self.stats.in_flight(calls.len());
-            let may_call =
-                self.pause_until.is_none() && !self.hand.paused && calls.len() < self.calls_max();
+            // One read at a time, or their events would change places.
+            let is_reading = ahead.is_some() && self.assembler.missing_bytes(0, 0) > 0;
+            let may_call = self.pause_until.is_none()
+                && !self.hand.paused
+                && !is_reading
+                && calls.len() < self.calls_max();
             tokio::select! {
                 Some(called) = calls.next() => {
                     let _working = self.context.pulse.work();
                     self.judge(called).await;
+                }
+                reading = OptionFuture::from(ahead.as_mut()), if ahead.is_some() => {
+                    let _working = self.context.pulse.work();
+                    ahead = None;
+                    if let Some(reading) = reading {
+                        self.end_ahead(reading).await;
+                    }
                 }
                 () = passed(self.pause_until), if self.pause_until.is_some() => self.end_pause(),
                 Ok(()) = hand.changed() => self.obey(*hand.borrow_and_update()),
@@ -153,6 +168,9 @@ impl LaneLoop {
                     let _working = self.context.pulse.work();
                     if let Some((portion, batch)) = self.next_batch().await {
                         calls.push(self.call(portion, batch, slot));
+                        if ahead.is_none() {
+                            ahead = self.read_ahead();
+                        }
                     }
                 }
             }
@@ -359,16 +377,9 @@ impl LaneLoop {
                 break;
             }
             let reading = self.reader.read(missing).await?;
-            for ordinals in reading.buried {
-                let events = ordinals.end - ordinals.start;
-                self.context.stats.buried(&self.stats, events);
-                self.reader.settle(ordinals);
-            }
-            let records = reading.records;
-            if records.is_empty() {
+            if !self.take_up(reading).await {
                 break;
             }
-            self.take_in(records).await;
             if self.assembler.is_empty() {
                 // All of it was too old. There may be much more of that: let the loop turn.
                 return Ok(None);
@@ -381,6 +392,42 @@ impl LaneLoop {
         }))
     }
 
+    /// Begins to read the next batch while calls are under way, if there is a full one: reading waits for a thread and for the disk, and
+    /// the next call need not wait for both.
+    fn read_ahead(&self) -> Option<Read> {
+        let unread = self.reader.unread();
+        let missing = self.assembler.missing_bytes(0, 0);
+        let is_there = self.assembler.missing_bytes(unread.events, unread.bytes) == 0;
+        let may = self.calls_max() > 1 && self.aside.is_none() && missing > 0 && is_there;
+        may.then(|| self.reader.read(missing).boxed())
+    }
+
+    /// Takes up what was read ahead. Where the lane must wait meanwhile, it waits on disk with the rest.
+    async fn end_ahead(&mut self, reading: Result<Reading, ReadError>) {
+        match reading {
+            Ok(reading) => {
+                self.take_up(reading).await;
+            }
+            // Nothing was skipped: whoever reads next sees it too.
+            Err(error) => debug!(lane = %self.reader.lane().id(), %error, "failed to read ahead"),
+        }
+        if self.aside.is_some() || self.pause_until.is_some() || self.hand.paused {
+            self.put_aside();
+        }
+    }
+
+    /// Takes up what was read. Returns false where that is no record.
+    async fn take_up(&mut self, reading: Reading) -> bool {
+        for ordinals in reading.buried {
+            let events = ordinals.end - ordinals.start;
+            self.context.stats.buried(&self.stats, events);
+            self.reader.settle(ordinals);
+        }
+        let is_any = !reading.records.is_empty();
+        self.take_in(reading.records).await;
+        is_any
+    }
+
     async fn take_in(&mut self, records: Vec<Record>) {
         for record in self.without_expired(records, None).await {
             self.assembler.push(record);
@@ -391,11 +438,13 @@ impl LaneLoop {
     fn put_aside(&mut self) {
         let (events, bytes) = (self.assembler.events(), self.assembler.bytes());
         if let Some(ordinals) = self.assembler.put_down() {
-            // Only `fill` reads, and it takes up first what lies aside.
+            // Nothing is read past it but what was being read by then, which follows it.
+            let before = self.aside.take();
+            let start = before.as_ref().map_or(ordinals.start, |b| b.ordinals.start);
             self.aside = Some(Aside {
-                ordinals,
-                events,
-                bytes,
+                ordinals: start..ordinals.end,
+                events: events + before.as_ref().map_or(0, |b| b.events),
+                bytes: bytes + before.as_ref().map_or(0, |b| b.bytes),
             });
         }
     }

@@ -62,16 +62,19 @@ impl LaneReader {
         self.lane.published.notified().await;
     }
 
-    /// Reads on, and must be awaited to its end: what it has read is not read again. Records of at least `bytes_min` bytes of events
-    /// together, fewer where the lane has no more.
+    /// Reads on, from now on, and must be awaited to its end before the next: what it has read is not read again. Records of at least
+    /// `bytes_min` bytes of events together, fewer where the lane has no more.
     ///
     /// # Errors
     /// [`ReadError`] where the disk fails for a reason that may pass.
-    pub async fn read(&self, bytes_min: usize) -> Result<Reading, ReadError> {
+    pub fn read(
+        &self,
+        bytes_min: usize,
+    ) -> impl Future<Output = Result<Reading, ReadError>> + Send + use<> {
         let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(&self.lane));
         let reading = tokio::task::spawn_blocking(move || read(&shared, &lane, bytes_min));
         // It panics only if reading did, and ends only with the runtime.
-        reading.await.expect("reading ends with a result")
+        async { reading.await.expect("reading ends with a result") }
     }
 
     /// Reads events again that were read before, as far as they are not settled.
