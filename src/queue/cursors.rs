@@ -110,11 +110,6 @@ pub(super) struct Cursors {
 }
 
 impl Cursors {
-    /// Whether a volume may hold what is not settled, or have been made since the file was saved: then it has not been deleted.
-    pub(super) fn may_hold_more(&self, volume: VolumeNumber) -> bool {
-        self.next_volume <= volume || self.volumes.contains(&volume)
-    }
-
     /// Writes the file; the one that was there becomes the previous one.
     pub(super) fn save(&self, path: &Path) -> io::Result<()> {
         match fs::rename(path, previous(path)) {

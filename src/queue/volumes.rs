@@ -89,8 +89,13 @@ impl Volumes {
                         numbers.push(parsed);
                     }
                 }
-                (Some(_), "summary") if self.is_there(number) => {}
-                (Some(parsed), "summary") if cursors.may_hold_more(parsed) => {
+                (Some(parsed), "summary")
+                    if self.is_there(number) || cursors.volumes.contains(&parsed) => {}
+                // It was sealed after the cursors were saved for the last time.
+                (Some(parsed), "summary")
+                    if cursors.next_volume <= parsed
+                        && matches!(files::load::<Summary>(&path, SUMMARY), Ok(Some(_))) =>
+                {
                     not_passed.insert(parsed);
                 }
                 (Some(_), "summary" | "summary.new") if path.is_file() => fs::remove_file(&path)?,

@@ -34,7 +34,7 @@ const ON_ITS_WAY_MAX: Duration = Duration::from_millis(250);
 /// Whoever watches a reply that goes on for ever has to take something of it in this time.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// What a connection may hold of a request before it is handed on: its head, or a piece of its body.
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// A longer head is left to the HTTP library, so that it is not looked through again and again as it grows.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// The fields that the HTTP library takes in a head.
