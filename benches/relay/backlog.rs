@@ -18,8 +18,9 @@ const CONNECTIONS: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Looking costs the stand-in and the daemon time, so a drain is looked at less often.
 const LOOK_AT_DRAIN_EVERY: Duration = Duration::from_millis(50);
-/// The disk is at rest when it has not changed for so long: a moment longer than the housekeeping takes its time.
-const REST: Duration = Duration::from_secs(3);
+/// The disk is at rest when it has not changed for so long: the repacker waits for five seconds before it has a volume sealed, and for
+/// five more before it copies that.
+const REST: Duration = Duration::from_secs(12);
 /// Housekeeping that takes longer is not waited for.
 const REST_WITHIN: Duration = Duration::from_secs(60);
 

@@ -314,11 +314,15 @@ impl Lane {
         self.published.notify_one();
     }
 
-    /// Whether nothing has been read, settled or dropped of what it has in a volume, which is so many events.
-    pub(super) fn is_unread(&self, volume: VolumeNumber, events: u64) -> bool {
+    /// What it has not read of a volume, and from which position on. None where that begins within a record.
+    pub(super) fn unread_in(&self, volume: VolumeNumber) -> Option<(Position, Depth)> {
         let state = self.state();
-        let extent = state.extents.iter().find(|e| e.volume == volume);
-        extent.is_some_and(|extent| extent.events == events)
+        let extent = state.extents.iter().find(|e| e.volume == volume)?;
+        let unread = Depth {
+            events: extent.events,
+            bytes: extent.bytes,
+        };
+        (state.skip == 0).then_some((state.read_to, unread))
     }
 
     /// What has not been read yet.

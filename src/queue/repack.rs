@@ -6,8 +6,8 @@
 //!
 //! - It lacks the lanes which have passed the volume. A lane is left out only once the cursors *on disk* have passed all it has in the
 //!   volume, so no later process can miss it.
-//! - Neighbouring small records of a lane become full ones, at the position of the first of each. Only where nothing of the lane's was
-//!   read or settled and none of it is a dead letter, so that nobody knows an event by its place in a record that is gone.
+//! - Neighbouring small records of a lane become full ones, at the position of the first of each. Only behind what the lane has read, and
+//!   where nothing is settled and no dead letter, so that nobody knows an event by its place in a record that is gone.
 //! - What else is kept is kept as it is stored: same records, same positions.
 //!
 //! A volume of small records that is still being written, but has rested, is sealed for it.
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::files;
-use super::lane::Extent;
+use super::lane::{Depth, Extent};
 use super::name::{LaneId, LaneName};
 use super::record::{Damaged, Header, Packer, Run, Unpacked, is_full, unpack};
 use super::store::{Barrier, Changes, Store, StoreError, dir_bytes};
@@ -397,13 +397,14 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
     };
     let (passed, kept): (Vec<_>, Vec<_>) = summary.lanes.into_iter().partition(has_passed);
     let kept = kept.into_iter().map(|(name, extent)| Kept {
-        is_merged: extent.mean_record_bytes() < worth.small_record_bytes
-            && is_untouched(shared, volume, &name, &extent),
+        merged: Some(extent)
+            .filter(|extent| extent.mean_record_bytes() < worth.small_record_bytes)
+            .and_then(|extent| unknown(shared, volume, &name, &extent)),
         name,
         extent,
     });
     let kept: Vec<_> = kept.collect();
-    if passed.is_empty() && !kept.iter().any(|lane| lane.is_merged) {
+    if passed.is_empty() && kept.iter().all(|lane| lane.merged.is_none()) {
         return Ok(Outcome::NotWorthIt);
     }
     let disk_bytes = volume.measure();
@@ -421,7 +422,7 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
         return Ok(Outcome::NotNow);
     }
     let Some(mut copy) = Copy::of(shared, volume, &kept)? else {
-        return Ok(Outcome::NotNow);
+        return Ok(Outcome::NotWorthIt);
     };
     // Of small records that cannot be merged, or that do not compress, more than was expected is left.
     if !worth.is_reached(disk_bytes, disk_bytes.saturating_sub(dir_bytes(&copy.dir))) {
@@ -432,8 +433,8 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
         is_repacked: true,
     };
     let still_fits = || {
-        let mut merged = kept.iter().filter(|lane| lane.is_merged);
-        merged.all(|lane| is_untouched(shared, volume, &lane.name, &lane.extent))
+        let mut merged = kept.iter().filter(|lane| lane.merged.is_some());
+        merged.all(|lane| unknown(shared, volume, &lane.name, &lane.extent) == lane.merged)
     };
     if !shared
         .volumes
@@ -450,26 +451,35 @@ fn repack(shared: &Shared, volume: &Volume, worth: &Worth) -> Result<Outcome, St
 struct Kept {
     name: LaneName,
     extent: Extent,
-    /// Its small records become full ones.
-    is_merged: bool,
+    /// What of its small records becomes full ones.
+    merged: Option<Unknown>,
 }
 
 impl Kept {
     /// What it is expected to take in the copy, of a volume that takes `disk_bytes` for `all` bytes of events.
     fn expected_bytes(&self, disk_bytes: u64, all: u64) -> u64 {
-        let as_it_is = share(disk_bytes, self.extent.bytes, all);
-        match self.is_merged {
-            true => as_it_is.min(self.extent.bytes / FULL_RECORDS_SHARE),
-            false => as_it_is,
-        }
+        let as_it_is = |bytes| share(disk_bytes, bytes, all);
+        let merged = self.merged.map_or(0, |merged| merged.depth.bytes);
+        let kept = self.extent.bytes.saturating_sub(merged);
+        as_it_is(kept) + as_it_is(merged).min(merged / FULL_RECORDS_SHARE)
     }
 }
 
-/// Whether no event of a lane's in a volume is known by its place: none was read, settled or buried.
-fn is_untouched(shared: &Shared, volume: &Volume, name: &LaneName, extent: &Extent) -> bool {
-    let lane = shared.lanes.find(name.id());
-    lane.is_some_and(|lane| lane.is_unread(volume.number, extent.events))
-        && shared.dead_letters.have_none_of(extent.first, extent.last) == Ok(true)
+/// Events of a lane in a volume that nobody knows by their places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unknown {
+    /// The position from which on they lie.
+    from: Position,
+    depth: Depth,
+}
+
+/// Those of a lane's events in a volume of which none was read, settled or buried.
+fn unknown(shared: &Shared, volume: &Volume, name: &LaneName, extent: &Extent) -> Option<Unknown> {
+    let lane = shared.lanes.find(name.id())?;
+    let (read_to, depth) = lane.unread_in(volume.number)?;
+    let from = read_to.max(extent.first);
+    let none_is_buried = shared.dead_letters.have_none_of(from, extent.last);
+    (depth.events > 0 && none_is_buried == Ok(true)).then_some(Unknown { from, depth })
 }
 
 fn has_room(shared: &Shared, copy_bytes: u64) -> bool {
@@ -486,7 +496,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     /// Copies these lanes, durably whatever durability the queue promises: the original will be gone. None where the queue is closed
-    /// meanwhile.
+    /// meanwhile, or a lane's records cannot be merged.
     fn of<'a>(
         shared: &'a Shared,
         volume: &Volume,
@@ -510,7 +520,7 @@ impl Copy<'_> {
         Ok(Some(copy))
     }
 
-    /// Copies one lane. Returns what it has in the copy; none where the queue is closed meanwhile.
+    /// Copies one lane. Returns what it has in the copy; none as for [`Copy::of`].
     fn lane(
         &self,
         volume: &Volume,
@@ -519,7 +529,7 @@ impl Copy<'_> {
         lane: &Kept,
     ) -> Result<Option<Extent>, StoreError> {
         let extent = &lane.extent;
-        let mut writing = Writing::new(lane.name.id(), lane.is_merged)?;
+        let mut writing = Writing::new(lane.name.id(), lane.merged)?;
         put_name(&mut writing.changes, &lane.name)?;
         let (mut result, stopping) = (Ok(()), || self.shared.repacker.is_stopping());
         volume.frames(
@@ -545,6 +555,13 @@ impl Copy<'_> {
         self.commit(to, std::mem::take(&mut writing.changes))?;
         if (writing.events, writing.bytes) != (extent.events, extent.bytes) {
             return Err(corrupt("it does not hold what its summary says"));
+        }
+        if writing
+            .merging
+            .is_some_and(|m| m.events != m.of.depth.events)
+        {
+            // Some of it was settled by an earlier process.
+            return Ok(None);
         }
         Ok(Some(Extent {
             records: writing.records,
@@ -588,6 +605,9 @@ struct Writing {
 
 /// The record that small ones become.
 struct Merging {
+    of: Unknown,
+    /// How many events were found of it.
+    events: u64,
     packer: Packer,
     run: Run,
     /// Of the first of them.
@@ -597,9 +617,11 @@ struct Merging {
 }
 
 impl Writing {
-    fn new(lane: LaneId, is_merged: bool) -> io::Result<Writing> {
-        let merging = || {
+    fn new(lane: LaneId, merged: Option<Unknown>) -> io::Result<Writing> {
+        let merging = |of| {
             Ok::<_, io::Error>(Merging {
+                of,
+                events: 0,
                 packer: Packer::new()?,
                 run: Run::default(),
                 position: 0,
@@ -612,7 +634,7 @@ impl Writing {
             records: 0,
             events: 0,
             bytes: 0,
-            merging: is_merged.then(merging).transpose()?,
+            merging: merged.map(merging).transpose()?,
         })
     }
 
@@ -621,7 +643,7 @@ impl Writing {
         let header = Header::of(frame).map_err(|Damaged(why)| corrupt(why))?;
         self.events += u64::from(header.events);
         self.bytes += header.bytes;
-        let Some(merging) = &self.merging else {
+        let Some(merging) = self.merging.as_ref().filter(|m| position >= m.of.from) else {
             put_record(&mut self.changes, self.lane, position, frame);
             self.records += 1;
             return Ok(());
@@ -656,6 +678,7 @@ impl Merging {
             self.accepted_at_ms.0 = record.accepted_at_ms;
         }
         self.accepted_at_ms.1 = record.accepted_at_ms;
+        self.events += record.ends.len() as u64;
         record.events().for_each(|event| self.run.push(event));
     }
 }
