@@ -991,6 +991,77 @@ fn small_records_become_full_ones_and_each_event_is_still_read_once_and_in_order
     });
 }
 
+/// Its cursor rests behind its last record, which once lay before the last of the small ones that had become it.
+#[test]
+fn a_lane_whose_merged_records_are_settled_leaves_the_volume_to_the_others() {
+    runtime().block_on(async {
+        let dir = tempdir();
+        let config = config(128 << 20);
+        let opened = Queue::open_with(dir.path(), &config, Barrier::os(), Repacking::WhenWorthIt);
+        let (queue, new) = opened.expect("opened");
+        for number in 0..2 {
+            let lane = queue.lane(&name(number)).expect("few lanes");
+            for event in singles(0..500) {
+                append(&queue, &lane, &[&event]).await.expect("stored");
+            }
+        }
+        queue.close().await;
+        drop((queue, new));
+        let spool = Spool::open(dir.path(), 128 << 20).await;
+        until(|| spool.queue.usage().repacked_volumes == 1).await;
+        let number = volumes(dir.path())[0];
+        assert_eq!(texts(&spool.readers[0]).await.len(), 500);
+        spool.readers[0].settle(0..500);
+        let summary = dir.path().join(format!("volumes/{number}.summary"));
+        let key = |lane: usize| format!("\"key\":\"{}\"", name(lane).expose_key());
+        let holds = |lane| fs::read_to_string(&summary).is_ok_and(|s| s.contains(&key(lane)));
+        assert!(holds(1));
+        until(|| !holds(0)).await;
+        assert_eq!(texts(&spool.readers[1]).await.len(), 500);
+        spool.queue.close().await;
+    });
+}
+
+/// A volume that was dropped while it was copied once came back with the copy, and its events were queued again.
+#[test]
+fn a_copy_of_a_volume_that_was_dropped_meanwhile_does_not_take_its_place() {
+    runtime().block_on(async {
+        let (dir, aside) = (tempdir(), tempdir());
+        let config = Config {
+            max_bytes: ByteSize::mib(2),
+            when_full: WhenFull::DropOldest,
+            ..config(1 << 20)
+        };
+        let (queue, new) = Queue::open(dir.path(), &config).expect("opened");
+        let lane = queue.lane(&name(0)).expect("few lanes");
+        let volume = |number: u64| dir.path().join("volumes").join(number.to_string());
+        let mut copied = None;
+        for number in 0.. {
+            if lane.dropped_events() > 0 {
+                break;
+            }
+            if let ([oldest, _], None) = (&volumes(dir.path())[..], copied) {
+                copy_dir(&volume(*oldest), aside.path()).expect("copied");
+                copied = Some(*oldest);
+            }
+            let noise = event(0, number, 50_000);
+            append(&queue, &lane, &[&noise]).await.expect("stored");
+        }
+        let depth = lane.depth();
+        queue.close().await;
+        drop((queue, lane, new));
+        let copied = copied.expect("two volumes");
+        assert!(!volumes(dir.path()).contains(&copied));
+        let copy = volume(copied).with_extension("repacked");
+        copy_dir(aside.path(), &copy).expect("left by a kill");
+        let (queue, _new) = Queue::open(dir.path(), &config).expect("opened");
+        let lane = queue.lane(&name(0)).expect("few lanes");
+        assert_eq!(lane.depth(), depth);
+        assert!(!copy.exists());
+        queue.close().await;
+    });
+}
+
 /// A letter names its event by its place in a record: were that record merged with others, the event would be sent again.
 #[test]
 fn small_records_with_a_dead_letter_of_an_earlier_process_stay_as_they_are() {

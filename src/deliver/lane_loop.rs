@@ -141,10 +141,9 @@ impl LaneLoop {
         loop {
             self.stats.in_flight(calls.len());
             // One read at a time, or their events would change places.
-            let is_reading = ahead.is_some() && self.assembler.missing_bytes(0, 0) > 0;
             let may_call = self.pause_until.is_none()
                 && !self.hand.paused
-                && !is_reading
+                && ahead.is_none()
                 && calls.len() < self.calls_max();
             tokio::select! {
                 Some(called) = calls.next() => {

@@ -6,7 +6,7 @@
 //!
 //! - It lacks the lanes which have passed the volume. A lane is left out only once the cursors *on disk* have passed all it has in the
 //!   volume, so no later process can miss it.
-//! - Neighbouring small records of a lane become full ones, at the position of the first of each. Only behind what the lane has read, and
+//! - Neighbouring small records of a lane become full ones, at the position of the last of each. Only behind what the lane has read, and
 //!   where nothing is settled and no dead letter, so that nobody knows an event by its place in a record that is gone.
 //! - What else is kept is kept as it is stored: same records, same positions.
 //!
@@ -610,7 +610,7 @@ struct Merging {
     events: u64,
     packer: Packer,
     run: Run,
-    /// Of the first of them.
+    /// Of the last of them: who has passed it has passed them all.
     position: Position,
     /// When the first and the last of them were accepted, in Unix ms.
     accepted_at_ms: (i64, i64),
@@ -673,8 +673,8 @@ impl Writing {
 
 impl Merging {
     fn add(&mut self, position: Position, record: &Unpacked) {
+        self.position = position;
         if self.run.is_empty() {
-            self.position = position;
             self.accepted_at_ms.0 = record.accepted_at_ms;
         }
         self.accepted_at_ms.1 = record.accepted_at_ms;

@@ -72,7 +72,7 @@ impl fmt::Debug for Barrier {
 
 /// What sled is asked to keep of a database in memory. Records are read once and in order, so a cache has nothing to give.
 const CACHE_BYTES: u64 = 1024 * 1024;
-/// What a part may take. A leaf holds seventeen at most, nineteen for a moment when two are merged: well below the 131,052 bytes from
+/// What a part may take. A leaf holds seventeen at most, twenty for a moment when two are merged: well below the 131,052 bytes from
 /// which a page would go into `blobs/` (0.34.7, 512 KiB segments). And small, because sled's cache has 256 shards (src/lru.rs) and
 /// keeps a page of each, however little [`CACHE_BYTES`] allows.
 const PART_BYTES_MAX: usize = 3_400;
@@ -403,16 +403,18 @@ impl Store {
         Ok(())
     }
 
-    /// Every key that lies in `keys`, in order. All keys have the same length.
+    /// Every key that lies in `keys`, in order, until `visit` returns false. All keys have the same length.
     pub(super) fn scan_keys(
         &self,
         keys: RangeInclusive<&[u8]>,
-        mut visit: impl FnMut(&[u8]),
+        mut visit: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let keys = value_key(keys.start())..=value_key(keys.end());
         guarded(|| {
             for key in self.db.range(keys).keys() {
-                visit(&key?[1..]);
+                if !visit(&key?[1..]) {
+                    break;
+                }
             }
             Ok(())
         })
@@ -798,7 +800,10 @@ mod tests {
         assert_eq!(all(&store), [(b"k2".to_vec(), short)]);
         let mut keys = Vec::new();
         store
-            .scan_keys(&[0u8; 2]..=&[255u8; 2], |k| keys.push(k.to_vec()))
+            .scan_keys(&[0u8; 2]..=&[255u8; 2], |k| {
+                keys.push(k.to_vec());
+                true
+            })
             .expect("scanned");
         assert_eq!(keys, [b"k2"]);
     }

@@ -79,18 +79,18 @@ impl Volumes {
                 (Some(number), "") if path.is_dir() => numbers.push(number),
                 (Some(_), "deleted") if path.is_dir() => fs::remove_dir_all(&path)?,
                 (Some(parsed), REPACKED) if path.is_dir() => {
-                    let volume = self.dir.join(number);
-                    if volume.is_dir() {
-                        fs::remove_dir_all(&path)?;
-                    } else {
-                        // The old volume had gone, and the copy was to take its place.
-                        fs::rename(&path, &volume)?;
+                    if self.is_taking_its_place(parsed, cursors) {
+                        fs::rename(&path, self.dir.join(number))?;
                         files::sync(&self.dir)?;
                         numbers.push(parsed);
+                    } else {
+                        fs::remove_dir_all(&path)?;
                     }
                 }
                 (Some(parsed), "summary")
-                    if self.is_there(number) || cursors.volumes.contains(&parsed) => {}
+                    if self.dir.join(number).is_dir()
+                        || self.is_taking_its_place(parsed, cursors)
+                        || cursors.volumes.contains(&parsed) => {}
                 // It was sealed after the cursors were saved for the last time.
                 (Some(parsed), "summary")
                     if cursors.next_volume <= parsed
@@ -136,10 +136,14 @@ impl Volumes {
         Ok(found.collect())
     }
 
-    /// Whether there is a volume of that number, or a copy that is to take its place.
-    fn is_there(&self, number: &str) -> bool {
-        let dir = self.dir.join(number);
-        dir.is_dir() || dir.with_added_extension(REPACKED).is_dir()
+    /// Whether there is a copy that was to take the place of a volume which is gone. One that was deleted or went to quarantine while it
+    /// was copied is not to come back.
+    fn is_taking_its_place(&self, number: VolumeNumber, cursors: &Cursors) -> bool {
+        let dir = self.dir.join(number.to_string());
+        let is_wanted = cursors.volumes.contains(&number) || cursors.next_volume <= number;
+        let in_quarantine = self.quarantine.join(number.to_string()).exists();
+        let copy = dir.with_added_extension(REPACKED);
+        copy.is_dir() && !dir.is_dir() && is_wanted && !in_quarantine
     }
 
     /// The first number that nothing bears, here or in quarantine. A number is not given twice, even where the cursors that
@@ -296,8 +300,7 @@ impl Volumes {
         files::save(&volume.summary_path(), SUMMARY, summary)?;
         let old = volume.dir().with_added_extension("deleted");
         fs::rename(volume.dir(), &old)?;
-        files::sync(&self.dir)?;
-        if let Err(error) = fs::rename(dir, volume.dir()) {
+        if let Err(error) = files::sync(&self.dir).and_then(|()| fs::rename(dir, volume.dir())) {
             fs::rename(&old, volume.dir())?;
             return Err(error);
         }

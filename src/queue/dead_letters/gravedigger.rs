@@ -520,6 +520,7 @@ pub(super) fn buried(store: &Store, records: &[RecordPlace]) -> Result<Vec<Vec<u
                 let id = key.try_into().map(LetterId).ok();
                 let id = id.filter(|id| id.accepted_at_ms() == *accepted_at_ms);
                 places.extend(id.and_then(LetterId::place).map(|(_, index)| index));
+                true
             })?;
         }
         places.sort_unstable();
@@ -532,7 +533,10 @@ fn have_none_of(store: &Store, first: Position, last: Position) -> Result<bool, 
     let (first, last) = (LetterId::of_record(first).0, LetterId::of_record(last).1);
     let mut none = true;
     for (first, last) in [(first, last), (first.grave(), last.grave())] {
-        store.scan_keys(&first.0[..]..=&last.0[..], |_| none = false)?;
+        store.scan_keys(&first.0[..]..=&last.0[..], |_| {
+            none = false;
+            false
+        })?;
     }
     Ok(none)
 }
