@@ -384,8 +384,9 @@ impl Store {
     fn read(&self, place: Place, value: &mut Vec<u8>) -> Result<(), StoreError> {
         value.clear();
         for slot in place.slots() {
-            if let Some(part) = self.db.get(part_key(slot))? {
-                value.extend_from_slice(&part);
+            match self.db.get(part_key(slot))? {
+                Some(part) if !part.is_empty() => value.extend_from_slice(&part),
+                Some(_) | None => break,
             }
             self.touch(slot)?;
         }
@@ -806,6 +807,81 @@ mod tests {
             })
             .expect("scanned");
         assert_eq!(keys, [b"k2"]);
+    }
+
+    /// Values of some lengths that do not compress, by their numbers.
+    fn value(number: u32) -> Vec<u8> {
+        let bytes = [900, 3_400, 7_000, 30_000][number as usize % 4];
+        let byte = |n: u32| (number.wrapping_add(n).wrapping_mul(2_654_435_761) >> 24) as u8;
+        (0..bytes).map(byte).collect()
+    }
+
+    fn blobs(dir: &Path) -> usize {
+        fs::read_dir(dir.join("blobs"))
+            .expect("a directory")
+            .count()
+    }
+
+    /// sled by itself makes nearly three times as much of them.
+    #[test]
+    fn what_is_put_is_written_once() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("1");
+        let store = Store::open(&path, &Barrier::os()).expect("opened");
+        let (mut bytes, mut log_bytes) = (0, 0);
+        for number in 0..800u32 {
+            let mut changes = Changes::default();
+            changes.put(&number.to_be_bytes(), &value(number));
+            bytes += changes.bytes() as u64;
+            log_bytes = store.commit(changes).expect("committed");
+        }
+        assert!(log_bytes < bytes * 5 / 4, "{log_bytes} of {bytes}");
+        assert_eq!(blobs(&path), 0);
+    }
+
+    #[test]
+    fn whatever_is_put_removed_and_replaced_stays_whole_and_out_of_blobs() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("1");
+        let mut store = Store::open(&path, &Barrier::os()).expect("opened");
+        let mut there = std::collections::BTreeSet::new();
+        for round in 0..40u32 {
+            let mut changes = Changes::default();
+            for number in round * 20..(round + 1) * 20 {
+                changes.put(&number.to_be_bytes(), &value(number));
+                there.insert(number);
+            }
+            for number in 0..round * 20 {
+                // Leaves of slots become nearly empty, and are merged.
+                match number.wrapping_mul(31).wrapping_add(round) % 7 {
+                    0..=2 => {
+                        changes.remove(&number.to_be_bytes());
+                        there.remove(&number);
+                    }
+                    3 if there.contains(&number) => {
+                        changes.remove(&number.to_be_bytes());
+                        changes.put(&number.to_be_bytes(), &value(number));
+                    }
+                    _ => {}
+                }
+            }
+            store.commit(changes).expect("committed");
+            if round % 9 == 8 {
+                drop(store);
+                store = Store::open(&path, &Barrier::os()).expect("opened again");
+            }
+            let mut found = Vec::new();
+            let all = &[0u8; 4][..]..=&[255u8; 4][..];
+            let scanned = store.scan(all, |key, content| {
+                let number = u32::from_be_bytes(key.try_into().expect("four bytes"));
+                assert_eq!(content, value(number));
+                found.push(number);
+                true
+            });
+            scanned.expect("scanned");
+            assert!(found.iter().eq(&there), "round {round}");
+            assert_eq!(blobs(&path), 0);
+        }
     }
 
     #[test]
