@@ -51,7 +51,7 @@ const RECLAIM_MIN: u64 = 512 * 1024;
 /// Records that hold fewer bytes of events than this, on average, are small: a quarter of a full one.
 const SMALL_RECORD_BYTES: u64 = 12 * 1024;
 /// What small records are expected to take once they are full ones, as a part of their events' bytes. Analytics JSON takes a sixth.
-const FULL_RECORDS_SHARE: u64 = 4;
+const FULL_RECORDS_SHARE: u64 = 5;
 /// Records that were accepted within this time, in ms, may become one. It counts as accepted when the last of them was, so
 /// `retry.max_age` may come so much late.
 const MERGED_WITHIN_MS: u64 = 60_000;
