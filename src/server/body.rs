@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// What the bodies of all requests under way share, in KiB. A body that finds no room here waits for its turn, in which it may
 /// grow to its cap, packed and unpacked: bodies that arrive together never wait for each other with nobody able to finish.
-const SHARED_KIB: usize = 8 * 1024;
+const SHARED_KIB: usize = 4 * 1024;
 /// The least that a body counts for, in KiB.
 const LEAST_KIB: usize = 16;
 
