@@ -96,12 +96,16 @@ impl<'a> Iterator for Members<'a> {
 impl<'a> Members<'a> {
     /// Cuts off the next key or value.
     fn cut(&mut self) -> Option<Json<'a>> {
-        let between = [' ', '\n', '\r', '\t', ',', ':'];
-        let rest = self.rest.trim_start_matches(between);
+        let rest = self.rest.trim_start_matches(is_between);
         let (value, rest) = rest.split_at_checked(value_bytes(rest.as_bytes())?)?;
         self.rest = rest;
         Some(Json(value))
     }
+}
+
+/// Whether it may stand between keys and values.
+fn is_between(c: char) -> bool {
+    matches!(c, ' ' | '\n' | '\r' | '\t' | ',' | ':')
 }
 
 /// The length of the value that `text` begins with, if it begins with one.
@@ -116,29 +120,25 @@ fn value_bytes(text: &[u8]) -> Option<usize> {
     }
 }
 
+/// Most of an event is strings, so this looks at eight bytes at a time.
 fn string_bytes(text: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
-        at += quote_or_backslash(text.get(at..)?)?;
-        if text.get(at) == Some(&b'"') {
-            return Some(at + 1);
+        if let Some(word) = text.get(at..)?.first_chunk() {
+            let word = u64::from_le_bytes(*word);
+            let found = zero_bytes(word ^ QUOTES) | zero_bytes(word ^ BACKSLASHES);
+            if found == 0 {
+                at += 8;
+                continue;
+            }
+            at += found.trailing_zeros() as usize / 8;
         }
-        at += 2;
-    }
-}
-
-/// How far the next quote or backslash is. Most of an event is strings, so this looks at eight bytes at a time.
-fn quote_or_backslash(text: &[u8]) -> Option<usize> {
-    let (words, tail) = text.as_chunks::<8>();
-    for (nth, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let found = zero_bytes(word ^ QUOTES) | zero_bytes(word ^ BACKSLASHES);
-        if found != 0 {
-            return Some(nth * 8 + found.trailing_zeros() as usize / 8);
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
         }
     }
-    let at = tail.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-    Some(words.len() * 8 + at)
 }
 
 const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
@@ -155,7 +155,7 @@ fn container_bytes(text: &[u8]) -> Option<usize> {
     let mut depth = 0_usize;
     loop {
         match text.get(at)? {
-            b'"' => at += string_bytes(text.get(at..)?)?,
+            b'"' => at += string_bytes(&text[at..])?,
             b'{' | b'[' => {
                 depth += 1;
                 at += 1;
