@@ -16,7 +16,7 @@
 //! - **Depth is counted, never asked**, and memory does not grow with the backlog: an entry for each lane in each volume.
 //!
 //! On disk: `LOCK`, `format`, `reserve`, `cursors`, `volumes/<number>/`, `volumes/<number>.summary`, `dead-letters/` (with `.new` and `.old`
-//! beside it while it is written anew), `quarantine/`. `store.rs` alone names sled; another engine has only to offer commit and scan.
+//! beside it while it is written anew), `quarantine/`. `store` alone names sled; another engine has only to offer commit and scan.
 
 mod record;
 mod store;

@@ -1,4 +1,4 @@
-//! A sled database used so that what it acknowledged survives a power cut. The only file that names sled.
+//! A sled database used so that what it acknowledged survives a power cut. Nothing but this and its folder names sled.
 //!
 //! sled 0.34.7's `flush` ends in `sync_file_range`, which syncs neither the drive's cache nor the file's size, and files
 //! it has just created have no durable name yet. So here:
@@ -8,24 +8,20 @@
 //! - a value is stored in parts so small that no page ever becomes a file in `blobs/`, which nobody would sync;
 //! - no background thread flushes between our flush and our sync.
 //!
-//! sled writes an insertion down as it comes, but a whole leaf whenever it has taken ten, and two when it splits: by itself it
-//! writes everything three times. So values do not lie under their keys. Their parts fill *slots*, numbered as they are filled, in
-//! leaves that were split while they were empty ([`Slots`]), and are written once; under the key stands which slots they are:
-//!
-//! ```text
-//! 'p' slot u32 → a part; empty where none has been put yet
-//! 'v' key      → first slot u32 | length of the value u32
-//! ```
+//! Values do not lie under their keys but in [`slots`]; what shows that files are damaged is told by [`damage`].
 //!
 //! A database that failed once is never trusted again: the caller drops it and opens it anew. Opening runs on a thread of
 //! its own, under a deadline and a panic guard, since a damaged file can make sled panic or loop; closing is guarded as well.
 //! Nothing is ever removed from a volume; only the dead letters are.
 
+mod damage;
+mod slots;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::ops::{Deref, Range, RangeInclusive};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ops::{Deref, RangeInclusive};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -33,10 +29,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sled::IVec;
 use tracing::warn;
 
 use super::files;
-use crate::words::counted;
+use slots::{Place, Slots, touch};
+
+pub(super) use damage::visible_damage;
 
 /// What makes a commit durable: given the descriptor of the file `db`, it returns once the file's data is on stable storage.
 /// A test may put its own in place of `fdatasync`, to hold it or to make it fail.
@@ -72,13 +71,6 @@ impl fmt::Debug for Barrier {
 
 /// What sled is asked to keep of a database in memory. Records are read once and in order, so a cache has nothing to give.
 const CACHE_BYTES: u64 = 1024 * 1024;
-/// What a part may take. A leaf holds seventeen at most, twenty for a moment when two are merged: well below the 131,052 bytes from
-/// which a page would go into `blobs/` (0.34.7, 512 KiB segments). And small, because sled's cache has 256 shards (src/lru.rs) and
-/// keeps a page of each, however little [`CACHE_BYTES`] allows.
-const PART_BYTES_MAX: usize = 3_400;
-/// How often a part is looked up once it is written or read. A shard evicts only after 64 accesses (src/lru.rs), and the leaf of nine
-/// parts that is met only as often as it must be stays in memory, and with it in the end a whole volume.
-const CACHE_TOUCHES: usize = 6;
 /// A volume of 128 MiB opens in well under a second; what takes this long is looping.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// sled lets go of its lock a moment after the last handle is dropped (spacejam/sled#1289).
@@ -192,13 +184,8 @@ pub(super) struct Changes {
 }
 
 enum Change {
-    Put {
-        key: sled::IVec,
-        value: Vec<sled::IVec>,
-    },
-    Remove {
-        key: sled::IVec,
-    },
+    Put { key: IVec, parts: Vec<IVec> },
+    Remove { key: IVec },
 }
 
 impl Changes {
@@ -207,7 +194,7 @@ impl Changes {
         self.bytes += key.len() + value.len();
         self.list.push(Change::Put {
             key: value_key(key),
-            value: value.chunks(PART_BYTES_MAX).map(sled::IVec::from).collect(),
+            parts: slots::parts(value),
         });
     }
 
@@ -271,21 +258,13 @@ impl Store {
             let mut batch = sled::Batch::default();
             for change in changes.list {
                 match change {
-                    Change::Put { key, value } => {
-                        let place = Place {
-                            first: slots.next,
-                            bytes: value.iter().map(|part| part.len()).sum::<usize>() as u32,
-                        };
-                        for part in value {
-                            batch.insert(&part_key(slots.take()?), part);
-                        }
+                    Change::Put { key, parts } => {
+                        let place = slots.fill(parts, &mut batch)?;
                         batch.insert(key, &place.encode());
                     }
                     Change::Remove { key } => {
                         if let Some(place) = self.db.get(&key)? {
-                            for slot in Place::decode(&place)?.slots() {
-                                batch.remove(&part_key(slot));
-                            }
+                            Place::decode(&place)?.clear(&mut batch);
                         }
                         batch.remove(key);
                     }
@@ -293,10 +272,7 @@ impl Store {
             }
             slots.make_ready(&self.db)?;
             self.db.apply_batch(batch)?;
-            for slot in first..slots.next {
-                self.touch(slot)?;
-            }
-            Ok(())
+            touch(&self.db, first..slots.next)
         })
     }
 
@@ -368,7 +344,7 @@ impl Store {
             let mut value = Vec::new();
             for entry in self.db.range(keys) {
                 let (key, place) = entry?;
-                let read = Place::decode(&place).and_then(|place| self.read(place, &mut value));
+                let read = Place::decode(&place).and_then(|place| place.read(&self.db, &mut value));
                 match read {
                     Ok(()) if !visit(&key[1..], &value) => return Ok(()),
                     Ok(()) => {}
@@ -378,30 +354,6 @@ impl Store {
             }
             Ok(())
         })
-    }
-
-    /// Puts the value at `place` into `value`, in the place of what is there.
-    fn read(&self, place: Place, value: &mut Vec<u8>) -> Result<(), StoreError> {
-        value.clear();
-        for slot in place.slots() {
-            match self.db.get(part_key(slot))? {
-                Some(part) if !part.is_empty() => value.extend_from_slice(&part),
-                Some(_) | None => break,
-            }
-            self.touch(slot)?;
-        }
-        match value.len() == place.bytes as usize {
-            true => Ok(()),
-            false => Err(StoreError::Corrupt("a value lacks a part".into())),
-        }
-    }
-
-    /// Has sled's cache let go of what was read or written before.
-    fn touch(&self, slot: u32) -> Result<(), StoreError> {
-        for _ in 0..CACHE_TOUCHES {
-            self.db.contains_key(part_key(slot))?;
-        }
-        Ok(())
     }
 
     /// Every key that lies in `keys`, in order, until `visit` returns false. All keys have the same length.
@@ -425,155 +377,6 @@ impl Store {
     pub(super) fn contains(&self, key: &[u8]) -> Result<bool, StoreError> {
         guarded(|| Ok(self.db.contains_key(value_key(key))?))
     }
-}
-
-/// Where a value's parts lie.
-#[derive(Clone, Copy)]
-struct Place {
-    first: u32,
-    bytes: u32,
-}
-
-impl Place {
-    fn slots(self) -> Range<u32> {
-        let parts = self.bytes.div_ceil(PART_BYTES_MAX as u32);
-        self.first..self.first.saturating_add(parts)
-    }
-
-    fn encode(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&self.first.to_be_bytes());
-        bytes[4..].copy_from_slice(&self.bytes.to_be_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Place, StoreError> {
-        let bytes: [u8; 8] = bytes
-            .try_into()
-            .map_err(|_| StoreError::Corrupt("a value's place cannot be read".into()))?;
-        let [a, b, c, d, e, f, g, h] = bytes;
-        Ok(Place {
-            first: u32::from_be_bytes([a, b, c, d]),
-            bytes: u32::from_be_bytes([e, f, g, h]),
-        })
-    }
-}
-
-/// The slots of a store that is written to: empty values that wait to be filled, in the order of their numbers.
-///
-/// sled splits a leaf of seventeen keys when it meets it next, into nine and eight (0.34.7, src/node.rs), and writes a leaf anew with
-/// its eleventh change, the leaf itself counted (src/pagecache/mod.rs). So once there are [`SLOTS_AHEAD`] slots behind it, a slot lies
-/// in a leaf of nine that will never be split, and filling all nine makes ten: each part is written once.
-struct Slots {
-    /// The next one to be filled.
-    next: u32,
-    /// The first one that is not there yet.
-    made: u32,
-}
-
-/// The last leaf holds at most seventeen keys, and what is in it may be split yet.
-const SLOTS_AHEAD: u32 = 18;
-/// So many are made at once.
-const SLOTS_MADE: u32 = 64;
-
-impl Slots {
-    /// Goes on behind those that were made before.
-    fn of(db: &sled::Db) -> Result<Slots, StoreError> {
-        let made = match db.range(part_key(0)..=part_key(u32::MAX)).next_back() {
-            None => 0,
-            Some(last) => {
-                let (key, _) = last?;
-                let number = key[1..].try_into().map(u32::from_be_bytes);
-                number.map_or(u32::MAX, |number| number.saturating_add(1))
-            }
-        };
-        Ok(Slots { next: made, made })
-    }
-
-    /// The next one, to be filled once they are ready.
-    fn take(&mut self) -> Result<u32, StoreError> {
-        let slot = self.next;
-        let full = || StoreError::Io(io::Error::other("a database has no slots left"));
-        self.next = slot.checked_add(1).ok_or_else(full)?;
-        Ok(slot)
-    }
-
-    /// Makes what is missing of those taken and of those ahead of them.
-    fn make_ready(&mut self, db: &sled::Db) -> Result<(), StoreError> {
-        if self.made >= self.next.saturating_add(SLOTS_AHEAD) {
-            return Ok(());
-        }
-        let end = self.next.saturating_add(SLOTS_AHEAD + SLOTS_MADE);
-        for slot in self.made..end {
-            db.insert(part_key(slot), &[])?;
-        }
-        self.made = end;
-        Ok(())
-    }
-}
-
-/// What shows that a database's files are damaged, whatever sled makes of them: it opens many a damaged file as an empty database,
-/// or as what came before the damage. None is no proof: what lies within a segment is not looked at.
-///
-/// # Errors
-/// The files cannot be read.
-pub(super) fn visible_damage(dir: &Path) -> io::Result<Option<String>> {
-    let conf = dir.join("conf");
-    if conf.exists() && !is_conf(&fs::read(conf)?) {
-        return Ok(Some("its file conf is damaged".to_owned()));
-    }
-    let db = match File::open(dir.join("db")) {
-        Ok(db) => db,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Ok(Some("its file db is gone".to_owned()));
-        }
-        Err(e) => return Err(e),
-    };
-    let bytes = db.metadata()?.len();
-    if bytes == 0 {
-        return Ok(Some("its file db is empty".to_owned()));
-    }
-    let (mut good, mut bad) = (0u64, 0u64);
-    for at in (0..bytes).step_by(SEGMENT_BYTES) {
-        let mut head = [0; SEGMENT_HEAD_BYTES];
-        match db.read_exact_at(&mut head, at) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => bad += 1,
-            Err(e) => return Err(e),
-            // A segment that is not used.
-            Ok(()) if head == [0; SEGMENT_HEAD_BYTES] => {}
-            Ok(()) if is_segment_head(&head) => good += 1,
-            Ok(()) => bad += 1,
-        }
-    }
-    let all = bytes.div_ceil(SEGMENT_BYTES as u64);
-    Ok(match (good, bad) {
-        (0, _) => Some(format!(
-            "nothing of its file db is sled's, in {}",
-            counted(bytes, "byte")
-        )),
-        (_, 0) => None,
-        _ => Some(format!(
-            "of its file db {bad} of {} cannot be read",
-            counted(all, "segment")
-        )),
-    })
-}
-
-/// sled's, of its default (0.34.7, src/config.rs).
-const SEGMENT_BYTES: usize = 512 * 1024;
-/// A checksum, the segment's place in the log, and what was stable when it was begun (0.34.7, src/pagecache/logger.rs).
-const SEGMENT_HEAD_BYTES: usize = 20;
-
-fn is_segment_head(head: &[u8; SEGMENT_HEAD_BYTES]) -> bool {
-    let (sum, rest) = head.split_at(4);
-    (!crc32fast::hash(rest)).to_le_bytes() == sum
-}
-
-fn is_conf(content: &[u8]) -> bool {
-    let Some((text, sum)) = content.split_last_chunk::<4>() else {
-        return false;
-    };
-    !text.is_empty() && crc32fast::hash(text).to_le_bytes() == *sum
 }
 
 /// Whether sled has let go of the database in `dir`: it does so a moment after the last handle is dropped.
@@ -604,14 +407,7 @@ pub(super) fn dir_bytes(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// Parts sort before values, so that the last leaf of slots is never one with parts in it when a value comes behind it.
-fn part_key(slot: u32) -> [u8; 5] {
-    let mut key = [b'p'; 5];
-    key[1..].copy_from_slice(&slot.to_be_bytes());
-    key
-}
-
-fn value_key(key: &[u8]) -> sled::IVec {
+fn value_key(key: &[u8]) -> IVec {
     [b"v", key].concat().into()
 }
 
@@ -701,52 +497,6 @@ fn sync_all_files(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_that_sled_would_open_as_an_empty_database_show_their_damage() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = Store::open(dir.path(), &Barrier::os()).expect("opened");
-        let damage = || visible_damage(dir.path()).expect("read");
-        // As soon as it is open, and while it grows over several segments.
-        assert_eq!(damage(), None);
-        for n in 0..3u8 {
-            let mut changes = Changes::default();
-            for m in 0..250u8 {
-                changes.put(&[n, m], &[m; 3000]);
-            }
-            store.commit(changes).expect("committed");
-            assert_eq!(damage(), None);
-        }
-        drop(store);
-        assert_eq!(damage(), None);
-        let db = fs::read(dir.path().join("db")).expect("read");
-        assert!(db.len() > 2 * SEGMENT_BYTES, "{}", db.len());
-        let conf = fs::read(dir.path().join("conf")).expect("read");
-        let mut overwritten = db.clone();
-        overwritten[SEGMENT_BYTES..2 * SEGMENT_BYTES].fill(0xa5);
-        let random: Vec<u8> = (0..db.len()).map(|n| (n * 7 % 251) as u8).collect();
-        for (name, good, bad, said) in [
-            ("db", &db, vec![], "its file db is empty"),
-            ("db", &db, vec![0; db.len()], "nothing of its file db"),
-            ("db", &db, random, "nothing of its file db"),
-            ("db", &db, overwritten, "of its file db 1 of "),
-            ("conf", &conf, vec![], "its file conf is damaged"),
-            (
-                "conf",
-                &conf,
-                b"random bytes".to_vec(),
-                "its file conf is damaged",
-            ),
-        ] {
-            fs::write(dir.path().join(name), bad).expect("written");
-            let found = damage().expect("damage");
-            assert!(found.starts_with(said), "{found}");
-            fs::write(dir.path().join(name), good).expect("written");
-            assert_eq!(damage(), None);
-        }
-        fs::remove_file(dir.path().join("db")).expect("removed");
-        assert_eq!(damage().as_deref(), Some("its file db is gone"));
-    }
 
     fn all(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut found = Vec::new();

@@ -20,7 +20,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[("cli", "stand_in")];
 
 /// Crates that only one place names.
 const HOMES: &[(&str, &[&str])] = &[
-    ("sled", &["src/queue/store.rs"]),
+    ("sled", &["src/queue/store.rs", "src/queue/store/"]),
     ("backoff::", &["src/deliver/backoff.rs"]),
     ("hyper", &["src/server/", "src/stand_in/"]),
     (
