@@ -14,7 +14,10 @@ use tokio::time::Instant;
 
 /// What the bodies of all requests under way share, in KiB. A body that finds no room here waits for its turn, in which it may
 /// grow to its cap, packed and unpacked: bodies that arrive together never wait for each other with nobody able to finish.
-const SHARED_KIB: usize = 4 * 1024;
+const SHARED_KIB: usize = 8 * 1024;
+/// What those of them share that have arrived and are being stored, in KiB: enough to keep the writer busy. More would only take the
+/// processors from delivery, while the events wait.
+const STORING_KIB: usize = 3 * 1024;
 /// The least that a body counts for, in KiB.
 const LEAST_KIB: usize = 16;
 
@@ -74,6 +77,7 @@ pub(super) struct Bodies {
     max: usize,
     shared: Semaphore,
     turn: Semaphore,
+    storing: Semaphore,
 }
 
 /// A body that counts against the bound for as long as it lives.
@@ -105,7 +109,16 @@ impl Bodies {
             max,
             shared: Semaphore::new(SHARED_KIB),
             turn: Semaphore::new(1),
+            storing: Semaphore::new(STORING_KIB),
         }
+    }
+
+    /// Waits until a body that has arrived may be stored; it counts for as long as the permit lives.
+    pub(super) async fn storing(&self, body: &Held<'_>) -> Result<SemaphorePermit<'_>, BodyError> {
+        // A body that takes more than there is has all of it.
+        let kib = kib(body.len()).clamp(LEAST_KIB, STORING_KIB);
+        let permit = self.storing.acquire_many(kib as u32).await;
+        permit.map_err(|_| BodyError::Busy)
     }
 
     /// Reads a body to its end and decodes it. It takes its room as its bytes arrive, so that a sender who stalls holds up nobody.

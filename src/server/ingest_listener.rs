@@ -155,9 +155,10 @@ impl IngestListener {
             (Call::Pixel(_) | Call::Single(_) | Call::Batch, _) => {
                 let held = self.bodies.read(&head.headers, body).await;
                 let held = held.map_err(Error::Body)?;
+                let storing = self.bodies.storing(&held).await.map_err(Error::Body)?;
                 let prepared = self.ingest.prepare(call, clock, credentials, &held);
                 // Its events take as much as it did, until they are stored.
-                (prepared, Some(held.into_room()))
+                (prepared, Some((held.into_room(), storing)))
             }
         };
         let accepted = self.ingest.store(prepared.map_err(Error::Refused)?).await;

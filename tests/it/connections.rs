@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -41,6 +43,28 @@ async fn bodies_that_stall_hold_up_nobody() {
     }
     within(segment.until(|tally| tally.distinct_events == 20)).await;
     drop(stalled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_body_is_taken_though_it_arrives_slowly() {
+    let dir = spool();
+    let segment = segment().await;
+    let relay = Relay::start(dir.path(), &segment.url(), &[]).await;
+    let mut stream = connect(&relay);
+    let mut body = EVENT.as_bytes().to_vec();
+    // As much as `ingest.max_body` allows. Its second half takes longer than a body may that is in others' way.
+    body.resize(8 * 1024 * 1024, b' ');
+    let framing = format!("Connection: close\r\nContent-Length: {}", body.len());
+    stream
+        .write_all(head(&framing).as_bytes())
+        .expect("written");
+    for piece in body.chunks(512 * 1024) {
+        thread::sleep(Duration::from_millis(300));
+        stream.write_all(piece).expect("written");
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@
 //! 'v' key      → first slot u32 | length of the value u32
 //! ```
 //!
-//! Knows sled's leaves and its cache, and nothing of files, syncs or damage.
+//! Knows sled's leaves and its cache, and nothing of files or syncs.
 
 use std::io;
 use std::ops::Range;
